@@ -1,0 +1,82 @@
+# The only task runner. Every target sets up what it needs in .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := setup.py CMakeLists.txt $(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_infer/*.h)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-cpp test-dist test-export lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The package, editable; built again when the C++ core or the metadata changed.
+$(VENV)/installed: $(VENV)/made pyproject.toml $(NATIVE)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/export: $(VENV)/test
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[test,export]'
+	touch $@
+
+$(VENV)/lint: $(VENV)/test
+	$(PIP) --editable '.[test,lint]'
+	touch $@
+
+demo: $(VENV)/installed  ## make a phantom study, stream it, print the verdict
+	$(BIN)/pe-infer demo
+
+test: test-cpp $(VENV)/test  ## everything that needs no GPU and no PyTorch
+	$(BIN)/python -m pytest --ignore=tests/export
+
+test-cpp:  ## the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(MAKE) --no-print-directory $(VENV)/made
+	mkdir -p build
+	test -x $(BIN)/cmake || $(PIP) cmake ninja
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DCMAKE_BUILD_TYPE=Debug -DPE_INFER_PYTHON=OFF -DPE_INFER_TESTS=ON -DPE_INFER_SANITIZE=ON \
+	  -DPE_INFER_WERROR=ON > build/sanitize.log 2>&1 || { cat build/sanitize.log; exit 1; }
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+test-dist: $(VENV)/test  ## wheel from the sdist, installed into an empty environment
+	mkdir -p build
+	$(PIP) build
+	rm -rf build/dist build/dist-venv
+	$(BIN)/python -m build --outdir build/dist . > build/dist.log 2>&1 || { tail -50 build/dist.log; exit 1; }
+	$(PYTHON) -m venv build/dist-venv
+	build/dist-venv/bin/python -m pip install --quiet --disable-pip-version-check build/dist/*.whl
+	cd build && dist-venv/bin/pe-infer --version && dist-venv/bin/pe-infer bundles list
+
+test-export: $(VENV)/export  ## what needs PyTorch: models, export parity, training
+	$(BIN)/python -m pytest tests/export
+
+lint: $(VENV)/lint  ## ruff, mypy, clang-format
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_infer/*.h))
+
+format: $(VENV)/lint  ## apply ruff and clang-format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_infer/*.h)
+
+bench: $(VENV)/installed  ## latency of a 300-slice study on this machine
+	$(BIN)/python benchmarks/latency.py
+
+clean:  ## remove everything that was built
+	rm -rf $(VENV) build dist *.egg-info pe_infer/_native.*.so

@@ -1,0 +1,214 @@
+"""Slices to planes to slabs: the patient grid, preprocessing version 1.
+
+A slice is brought to the grid in its own plane as soon as it is there (`SliceResampler`) and kept as int16 in 1/8 HU.
+Planes and slabs are pure functions of the resampled slices (`Volume`), gathered in ascending position: whatever order
+the slices came in, the same slices give the same bits.
+
+Which planes and slabs exist follows from the positions alone: see `pe_infer.lattice`.
+"""
+
+from bisect import insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_infer import _native
+from pe_infer.errors import Code, SeriesError
+from pe_infer.geometry import PatientGrid, Slice, SliceGeometry
+from pe_infer.lattice import PlaneLattice, lattice_for
+
+VERSION: Final = 1
+TISSUE_HU: Final = -200.0  # the gate's "inside the body" is enclosed by pixels of at least this
+
+_CACHED_PLANES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slab:
+    """A stack of neighbouring planes, windowed.
+
+    Attributes:
+        position_um: Position of the middle plane.
+        tensor: (channels, rows, cols) float32 in [0, 1]; plane by plane ascending, window fastest.
+        gate_fraction: Share of the middle plane within the gate's range and inside the body; 1 without a gate.
+        gated: Whether the gate keeps this slab from the network.
+    """
+
+    position_um: int
+    tensor: NDArray[np.float32]
+    gate_fraction: float
+    gated: bool
+
+
+class SliceResampler:
+    """Brings slices to the grid in their own plane. Not thread-safe: one per stream or thread."""
+
+    def __init__(self, grid: PatientGrid) -> None:
+        """Plans are made on first use and kept for one slice size, spacing and orientation."""
+        self._grid = grid
+        self._key: tuple[int | float | bool, ...] | None = None
+        self._native: _native.SliceResampler | None = None
+
+    def __call__(self, image: Slice, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
+        """Resample one slice.
+
+        Args:
+            image: The slice; its pixels are only read.
+            out: (rows, cols) int16 of the grid to write to; made when not given.
+
+        Returns:
+            ``out``: 1/8 HU, rows to the back, columns to the patient's left, air outside the image.
+        """
+        grid = self._grid
+        if out is None:
+            out = np.empty((grid.rows, grid.cols), np.int16)
+        low, high = image.padding or (1, 0)
+        self._plan(image.geometry).run(
+            image.pixels, image.rescale_slope, image.rescale_intercept, low, high, out
+        )
+        return out
+
+    def _plan(self, geometry: SliceGeometry) -> _native.SliceResampler:
+        transposed = geometry.transposed
+        left = geometry.col_direction if transposed else geometry.row_direction
+        back = geometry.row_direction if transposed else geometry.col_direction
+        key = (
+            geometry.rows,
+            geometry.cols,
+            geometry.row_spacing_mm,
+            geometry.col_spacing_mm,
+            transposed,
+            back[1] < 0,
+            left[0] < 0,
+        )
+        if self._native is None or key != self._key:
+            self._native = _native.SliceResampler(
+                rows=geometry.rows,
+                cols=geometry.cols,
+                row_spacing=geometry.row_spacing_mm,
+                col_spacing=geometry.col_spacing_mm,
+                transpose=transposed,
+                flip_rows=back[1] < 0,
+                flip_cols=left[0] < 0,
+                out_rows=self._grid.rows,
+                out_cols=self._grid.cols,
+                out_spacing=self._grid.spacing_mm,
+            )
+            self._key = key
+        return self._native
+
+
+class Volume:
+    """The resampled slices of one study, and the planes and slabs made of them. Not thread-safe."""
+
+    def __init__(self, grid: PatientGrid, lattice: PlaneLattice) -> None:
+        """Start empty."""
+        self._grid = grid
+        self._lattice = lattice
+        self._positions_um: list[int] = []
+        self._slices: dict[int, NDArray[np.int16]] = {}
+        self._planes: dict[int, NDArray[np.float32]] = {}
+
+    @property
+    def positions_um(self) -> Sequence[int]:
+        """Ascending positions of the slices held."""
+        return self._positions_um
+
+    def __contains__(self, position_um: int) -> bool:
+        """Whether a slice lies exactly there."""
+        return position_um in self._slices
+
+    def put(self, position_um: int, resampled: NDArray[np.int16]) -> None:
+        """Add a slice, or replace the one at the same position."""
+        if position_um not in self._slices:
+            insort(self._positions_um, position_um)
+        self._slices[position_um] = resampled
+        self._planes.clear()
+
+    def plane(self, plane_um: int) -> NDArray[np.float32]:
+        """(rows, cols) float32 HU of one plane; do not write to it."""
+        plane = self._planes.get(plane_um)
+        if plane is None:
+            first, weights = self._lattice.contributors(self._positions_um, plane_um)
+            sources = [self._slices[p] for p in self._positions_um[first : first + len(weights)]]
+            plane = np.empty((self._grid.rows, self._grid.cols), np.float32)
+            _native.gather_plane(sources, weights, plane)
+            if len(self._planes) >= _CACHED_PLANES:
+                del self._planes[next(iter(self._planes))]
+            self._planes[plane_um] = plane
+        return plane
+
+    def slab(self, centre_um: int) -> Slab:
+        """The slab centred on a plane of `PlaneLattice.centres`."""
+        grid = self._grid
+        tensor = np.empty((grid.channels, grid.rows, grid.cols), np.float32)
+        channel = 0
+        for plane_um in self._lattice.slab_planes(self._positions_um, centre_um):
+            hu = self.plane(plane_um)
+            for window in grid.windows:
+                _native.window_plane(hu, window.low_hu, window.high_hu, tensor[channel])
+                channel += 1
+        fraction = 1.0
+        if grid.gate is not None:
+            middle = self.plane(centre_um)
+            fraction = _native.gate_fraction(middle, grid.gate.low_hu, grid.gate.high_hu, TISSUE_HU)
+        return Slab(
+            position_um=centre_um,
+            tensor=tensor,
+            gate_fraction=fraction,
+            gated=grid.gate is not None and fraction < grid.gate.min_fraction,
+        )
+
+
+def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, list[int]]:
+    """Resample a whole study.
+
+    Args:
+        slices: In any order, one per position.
+        grid: The grid to bring them to.
+
+    Returns:
+        The volume, and the ascending centres of its whole slabs.
+
+    Raises:
+        SeriesError: There is no slice, or two lie at one position.
+    """
+    images = list(slices)
+    if not images:
+        raise SeriesError("no slices: pass at least one", code=Code.TOO_FEW_SLICES)
+    lattice = lattice_for(grid, (image.geometry.thickness_mm for image in images))
+    volume = Volume(grid, lattice)
+    resample = SliceResampler(grid)
+    for image in images:
+        if image.position_um in volume:
+            raise SeriesError(
+                f"{image.source}: a second slice at {image.position_um / 1000:.3f} mm; "
+                "pass one slice per position",
+                code=Code.DUPLICATE_POSITION,
+            )
+        volume.put(image.position_um, resample(image))
+    return volume, lattice.centres(volume.positions_um)
+
+
+def slabs(slices: Iterable[Slice], grid: PatientGrid) -> Iterator[Slab]:
+    """All whole slabs of a study, gated ones too, in ascending position. See `volume_of`."""
+    volume, centres = volume_of(slices, grid)
+    yield from map(volume.slab, centres)
+
+
+def planes(
+    slices: Iterable[Slice], grid: PatientGrid
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """All planes between the first and the last slice.
+
+    Returns:
+        Positions (n,) int64 in micrometres, ascending, and HU (n, rows, cols) float32.
+    """
+    volume, centres = volume_of(slices, replace(grid, planes_per_slab=1, slab_step=1))
+    hu = np.empty((len(centres), grid.rows, grid.cols), np.float32)
+    for index, centre in enumerate(centres):
+        hu[index] = volume.plane(centre)
+    return np.array(centres, np.int64), hu

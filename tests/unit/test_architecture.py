@@ -1,0 +1,113 @@
+"""The layers of ARCHITECTURE.md, kept by a test: imports point down only, vendors have one owner."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pe_infer"
+
+# A unit may import units of lower rank, and, within a rank, only what SIDEWAYS names.
+LAYERS = [
+    {"errors"},
+    {"geometry", "result"},
+    {"series", "lattice", "bundle"},
+    {"preprocess", "sequencer", "program", "engines", "cuda"},
+    {"self_test"},
+    {"stream"},
+    {"dicom", "phantom"},
+    {"detector"},
+    {"report", "node"},
+    {"cli"},
+]
+RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
+# Lower rank, yet not theirs to use: reading files and making phantoms need no network and no stream.
+FORBIDDEN = {
+    "dicom": {"stream", "program", "engines", "bundle", "preprocess", "sequencer", "lattice", "self_test"},
+    "phantom": {"stream", "program", "engines", "bundle", "preprocess", "sequencer", "lattice", "self_test"},
+    "series": {"bundle", "lattice"},
+}
+OWNERS = {
+    "pydicom": "dicom",
+    "highdicom": "dicom",
+    "gdcm": "dicom",
+    "openjpeg": "dicom",
+    "jpeg_ls": "dicom",
+    "pynetdicom": "node",
+    "openvino": "engines/openvino.py",
+    "onnxruntime": "engines/onnxruntime.py",
+    "tensorrt": "engines/tensorrt.py",
+    "tensorrt_rtx": "engines/tensorrt.py",
+    "cupy": "cuda",
+    "pycuda": "cuda",
+    "typer": "cli",
+    "rich": "cli",
+    "pe_infer._native": "preprocess.py",
+}
+NEVER = {"torch", "onnx", "tests", "export", "benchmarks", "monai"}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    unit = unit_of(path)
+    if unit == "__init__":
+        return
+    assert unit in RANK, f"pe_infer/{unit} has no place in the layers"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "pe_infer" or len(parts) < 2 or parts[1] == "_native":
+            continue
+        other = parts[1]
+        if other == unit or other not in RANK:
+            continue
+        assert RANK[other] < RANK[unit], f"{path}: {unit} imports {other}"
+        assert other not in FORBIDDEN.get(unit, set()), f"{path}: {unit} imports {other}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_vendor_has_one_owner(path: Path) -> None:
+    place = path.relative_to(PACKAGE).as_posix()
+    for name in imports(path):
+        assert name.split(".")[0] not in NEVER, f"{path} imports {name}"
+        for vendor, owner in OWNERS.items():
+            if name == vendor or name.startswith(f"{vendor}."):
+                assert place == owner or place.startswith(f"{owner}/"), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 600
+
+
+def test_the_core_knows_neither_python_nor_cuda() -> None:
+    for path in [*ROOT.glob("cpp_ext/src/*"), *ROOT.glob("cpp_ext/include/pe_infer/*")]:
+        includes = re.findall(r'#include [<"]([^>"]+)', path.read_text())
+        assert not [i for i in includes if re.search(r"pybind11|Python\.h|cuda", i)], path
+    bindings = [p for p in ROOT.glob("cpp_ext/**/*") if p.is_file() and "pybind11" in p.read_text()]
+    assert {p.parent.name for p in bindings} == {"bindings"}
+
+
+def test_the_package_only_re_exports() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
+    assert all(isinstance(node, allowed) for node in tree.body)
