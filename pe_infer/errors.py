@@ -16,8 +16,9 @@
         ├── StreamTimeoutError           (also a TimeoutError)
         └── StreamCancelledError
 
-The number is the exit code of the command line. Each error carries a stable ``code`` for programs; its message names
-the file, the value, what was expected and the remedy, and never holds patient data.
+The number is the exit code of the command line. Each error carries a stable ``code`` for programs;
+its message names the file, the value, what was expected and the remedy, and never holds patient
+data.
 """
 
 from enum import StrEnum
@@ -163,7 +164,7 @@ class StreamError(PeInferError):
 
 
 class StreamTimeoutError(StreamError, TimeoutError):
-    """The work was not done within the time given; the stream is as it was and can be asked again."""
+    """The work was not done in the time given; the stream is as it was and can be asked again."""
 
     def __init__(self, message: str) -> None:
         """Store the message."""

@@ -1,7 +1,7 @@
 """Frozen value types: where pixels lie in the patient, and the grid they are brought to.
 
-Coordinates are DICOM patient coordinates (LPS): x grows to the patient's left, y to the back, z to the head.
-Units are in the names; ``_um`` positions are integers, so that they compare exactly.
+Coordinates are DICOM patient coordinates (LPS): x grows to the patient's left, y to the back, z to
+the head. Units are in the names; ``_um`` positions are integers, so that they compare exactly.
 """
 
 import math
@@ -17,6 +17,8 @@ Vector: TypeAlias = tuple[float, float, float]
 StoredPixels: TypeAlias = NDArray[np.int16] | NDArray[np.uint16]
 
 MIN_NORMAL_Z = 0.7  # |n_z| below this is not an axial series
+MIN_SQUARED_LENGTH = 0.5  # of an orientation vector that is meant to be of unit length
+MAX_COSINE = 0.01  # between orientation vectors that are meant to be orthogonal
 AIR_HU = -1024.0
 MAX_HU = 4095.0
 
@@ -55,10 +57,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Which slabs show the organ: the share of the middle plane, inside the body, within [low_hu, high_hu].
+    """Which slabs show the organ: by the share of the middle plane within [low_hu, high_hu].
 
-    "Inside the body": parts of the largest connected piece of tissue lie to the left and right, in front and behind.
-    A slab with a smaller share than ``min_fraction`` does not exist for any node of the study program.
+    Only pixels inside the body count. The body is the largest connected piece of tissue; a pixel is
+    inside it when parts of it lie to the left and right, in front and behind. A slab with a smaller
+    share than ``min_fraction`` does not exist for any node of the study program.
     """
 
     low_hu: float
@@ -77,9 +80,10 @@ class PatientGrid:
         pitch_um: Distance of planes; planes lie at absolute multiples of it.
         planes_per_slab: Odd number of planes stacked into one slab.
         slab_step: Slabs are centred on every ``slab_step``-th plane (absolute).
-        through_plane: ``"resample"``, or ``"source"``: series with a slice thickness of ``SOURCE_THICKNESS_MM`` or
-            more keep their own slices as planes.
-        windows: Applied last; a slab has ``planes_per_slab * len(windows)`` channels, window fastest.
+        through_plane: ``"resample"``, or ``"source"``: series with a slice thickness of
+            ``SOURCE_THICKNESS_MM`` or more keep their own slices as planes.
+        windows: Applied last; a slab has ``planes_per_slab * len(windows)`` channels, window
+            fastest.
         gate: Which slabs exist; ``None`` lets all pass.
     """
 
@@ -107,7 +111,8 @@ class PatientGrid:
             raise ConfigurationError("a grid needs at least one window")
         if self.through_plane == "source" and self.slab_step != 1:
             raise ConfigurationError(
-                f"slab_step={self.slab_step} with through_plane='source': source slices have no absolute phase, use 1"
+                f"slab_step={self.slab_step} with through_plane='source': source slices have no "
+                "absolute phase, use 1"
             )
 
     @property
@@ -120,7 +125,8 @@ class PatientGrid:
 class SliceGeometry:
     """Place and size of one image in the patient (DICOM PS3.3 C.7.6.2).
 
-    Direction vectors are normalised on construction: files carry vectors that are not exactly of unit length.
+    Direction vectors are normalised on construction: files carry vectors that are not exactly of
+    unit length.
 
     Attributes:
         rows: Number of rows.
@@ -133,8 +139,8 @@ class SliceGeometry:
         thickness_mm: SliceThickness, if known.
 
     Raises:
-        GeometryError: Sizes or spacings are not positive, vectors are not finite or not orthogonal, or the image is
-            not axial (``|n_z| < 0.7``).
+        GeometryError: Sizes or spacings are not positive, vectors are not finite or not orthogonal,
+            or the image is not axial (``|n_z| < 0.7``).
     """
 
     rows: int
@@ -162,15 +168,16 @@ class SliceGeometry:
                 code=Code.BAD_GEOMETRY,
             )
         if (
-            _dot(self.row_direction, self.row_direction) < 0.5
-            or _dot(self.col_direction, self.col_direction) < 0.5
+            _dot(self.row_direction, self.row_direction) < MIN_SQUARED_LENGTH
+            or _dot(self.col_direction, self.col_direction) < MIN_SQUARED_LENGTH
         ):
             raise GeometryError(
-                f"orientation {self.row_direction}, {self.col_direction} is not made of unit vectors",
+                f"orientation {self.row_direction}, {self.col_direction} is not made of unit "
+                "vectors",
                 code=Code.BAD_GEOMETRY,
             )
         row, col = _unit(self.row_direction), _unit(self.col_direction)
-        if abs(_dot(row, col)) > 0.01:
+        if abs(_dot(row, col)) > MAX_COSINE:
             raise GeometryError(
                 f"orientation vectors {row} and {col} are not orthogonal", code=Code.BAD_GEOMETRY
             )
@@ -212,13 +219,13 @@ class SliceGeometry:
 
     @property
     def left_axis(self) -> Vector:
-        """Unit vector of growing grid columns: the image axis nearest to the patient's left, pointing left."""
+        """Unit vector of growing grid columns: the image axis nearest to left, pointing left."""
         axis = self.col_direction if self.transposed else self.row_direction
         return axis if axis[0] > 0 else _negative(axis)
 
     @property
     def back_axis(self) -> Vector:
-        """Unit vector of growing grid rows: the image axis nearest to the patient's back, pointing back."""
+        """Unit vector of growing grid rows: the image axis nearest to the back, pointing back."""
         axis = self.row_direction if self.transposed else self.col_direction
         return axis if axis[1] > 0 else _negative(axis)
 
@@ -253,7 +260,8 @@ class Slice:
         geometry: Place in the patient.
         rescale_slope: HU per stored value (RescaleSlope).
         rescale_intercept: HU of the stored value 0 (RescaleIntercept).
-        padding: Inclusive range of stored values that mean "no data" (PixelPaddingValue, PixelPaddingRangeLimit).
+        padding: Inclusive range of stored values that mean "no data" (PixelPaddingValue,
+            PixelPaddingRangeLimit).
         series: What the series says of itself.
         sop_instance_uid: Identity of the instance; empty for slices made of arrays.
         frame_number: 1-based frame of a multi-frame instance.
@@ -261,8 +269,8 @@ class Slice:
         source: Name for messages: a file name, or a description.
 
     Raises:
-        GeometryError: ``pixels`` do not have the shape that ``geometry`` says, or a dtype other than int16 or uint16,
-            or the rescale is not finite or the slope is zero.
+        GeometryError: ``pixels`` do not have the shape that ``geometry`` says, or a dtype other
+            than int16 or uint16, or the rescale is not finite or the slope is zero.
     """
 
     pixels: StoredPixels
@@ -281,7 +289,8 @@ class Slice:
         expected = (self.geometry.rows, self.geometry.cols)
         if self.pixels.shape != expected or self.pixels.dtype not in (np.int16, np.uint16):
             raise GeometryError(
-                f"{self.source}: pixels are {self.pixels.dtype} {self.pixels.shape}, expected int16 or uint16 {expected}",
+                f"{self.source}: pixels are {self.pixels.dtype} {self.pixels.shape}, expected "
+                f"int16 or uint16 {expected}",
                 code=Code.BAD_GEOMETRY,
             )
         if (
@@ -289,7 +298,8 @@ class Slice:
             or not self.rescale_slope
         ):
             raise GeometryError(
-                f"{self.source}: rescale slope {self.rescale_slope}, intercept {self.rescale_intercept} "
+                f"{self.source}: rescale slope {self.rescale_slope}, intercept "
+                f"{self.rescale_intercept} "
                 "must be finite, the slope not zero",
                 code=Code.BAD_GEOMETRY,
             )

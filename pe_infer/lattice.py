@@ -1,7 +1,7 @@
 """Which planes and slabs exist, and from which slices a plane is made: integers only, no pixels.
 
-All positions are in micrometres along the slice normal, growing to the head; slice positions come as ascending
-sequences without repetition.
+All positions are in micrometres along the slice normal, growing to the head; slice positions come
+as ascending sequences without repetition.
 """
 
 import math
@@ -29,10 +29,10 @@ class PlaneLattice(Protocol):
     def contributors(
         self, positions_um: Sequence[int], plane_um: int
     ) -> tuple[int, NDArray[np.float32]]:
-        """Index of the first slice that a plane is made of; weights of it and its successors, float32, sum 1."""
+        """Index of a plane's first slice; float32 weights of it and the next ones, sum 1."""
 
     def slab_reach(self, positions_um: Sequence[int], centre_um: int) -> tuple[float, float]:
-        """Open interval in which one more slice would change the slab; infinite where nothing bounds it yet."""
+        """Open interval in which one more slice would change the slab; may be infinite."""
 
 
 class ResampledPlanes:
@@ -61,7 +61,7 @@ class ResampledPlanes:
     def contributors(
         self, positions_um: Sequence[int], plane_um: int
     ) -> tuple[int, NDArray[np.float32]]:
-        """Two slices interpolated where they are at least a pitch apart, else all under a hat that wide."""
+        """Two slices interpolated if they are at least a pitch apart, else all under a hat."""
         low, high = self._bracket(positions_um, plane_um)
         if high - low >= self._pitch_um and math.isfinite(high - low):
             share = (plane_um - low) / (high - low)
@@ -88,7 +88,7 @@ class ResampledPlanes:
         return low, high
 
     def _plane_reach(self, positions_um: Sequence[int], plane_um: int) -> tuple[float, float]:
-        """The bracket of an interpolated plane, else a pitch to either side; nothing bounds the end of the scan."""
+        """The bracket of an interpolated plane, else a pitch to either side."""
         low, high = self._bracket(positions_um, plane_um)
         if math.isinf(high):
             return plane_um - self._pitch_um, math.inf
@@ -128,8 +128,9 @@ class SourcePlanes:
 def lattice_for(grid: PatientGrid, thicknesses_mm: Iterable[float | None]) -> PlaneLattice:
     """Choose where planes lie for a series.
 
-    ``through_plane="source"`` keeps the slices of a series as planes if every slice says that it is at least
-    ``SOURCE_THICKNESS_MM`` thick; otherwise, and if a thickness is unknown (``None``), they are resampled.
+    ``through_plane="source"`` keeps the slices of a series as planes if every slice says that it is
+    at least ``SOURCE_THICKNESS_MM`` thick; otherwise, and if a thickness is unknown (``None``),
+    they are resampled.
     """
     if grid.through_plane == "source" and all(
         (thickness or 0.0) >= SOURCE_THICKNESS_MM for thickness in thicknesses_mm

@@ -1,13 +1,13 @@
 """Slices to planes to slabs: the patient grid, preprocessing version 1.
 
-A slice is brought to the grid in its own plane as soon as it is there (`SliceResampler`) and kept as int16 in 1/8 HU.
-Planes and slabs are pure functions of the resampled slices (`Volume`), gathered in ascending position: whatever order
-the slices came in, the same slices give the same bits.
+A slice is brought to the grid in its own plane as soon as it is there (`SliceResampler`) and kept
+as int16 in 1/8 HU. Planes and slabs are pure functions of the resampled slices (`Volume`), gathered
+in ascending position: whatever order the slices came in, the same slices give the same bits.
 
 Which planes and slabs exist follows from the positions alone: see `pe_infer.lattice`.
 """
 
-from bisect import insort
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -33,7 +33,8 @@ class Slab:
     Attributes:
         position_um: Position of the middle plane.
         tensor: (channels, rows, cols) float32 in [0, 1]; plane by plane ascending, window fastest.
-        gate_fraction: Share of the middle plane within the gate's range and inside the body; 1 without a gate.
+        gate_fraction: Share of the middle plane within the gate's range and inside the body; 1
+            without a gate.
         gated: Whether the gate keeps this slab from the network.
     """
 
@@ -102,13 +103,18 @@ class SliceResampler:
 
 
 class Volume:
-    """The resampled slices of one study, and the planes and slabs made of them. Not thread-safe."""
+    """The resampled slices of one study, and the planes and slabs made of them.
 
-    def __init__(self, grid: PatientGrid, lattice: PlaneLattice) -> None:
+    One thread may `put` slices while another makes planes and slabs that those slices do not
+    change.
+    """
+
+    def __init__(self, grid: PatientGrid) -> None:
         """Start empty."""
         self._grid = grid
-        self._lattice = lattice
-        self._positions_um: list[int] = []
+        self._positions_um: tuple[
+            int, ...
+        ] = ()  # replaced, never changed: readers hold on to theirs
         self._slices: dict[int, NDArray[np.int16]] = {}
         self._planes: dict[int, NDArray[np.float32]] = {}
 
@@ -123,17 +129,26 @@ class Volume:
 
     def put(self, position_um: int, resampled: NDArray[np.int16]) -> None:
         """Add a slice, or replace the one at the same position."""
-        if position_um not in self._slices:
-            insort(self._positions_um, position_um)
         self._slices[position_um] = resampled
+        at = bisect_left(self._positions_um, position_um)
+        if self._positions_um[at : at + 1] != (position_um,):
+            self._positions_um = (
+                *self._positions_um[:at],
+                position_um,
+                *self._positions_um[at:],
+            )
+
+    def forget_planes(self) -> None:
+        """Make planes anew: slices were put that change some of them."""
         self._planes.clear()
 
-    def plane(self, plane_um: int) -> NDArray[np.float32]:
+    def plane(self, plane_um: int, lattice: PlaneLattice) -> NDArray[np.float32]:
         """(rows, cols) float32 HU of one plane; do not write to it."""
         plane = self._planes.get(plane_um)
         if plane is None:
-            first, weights = self._lattice.contributors(self._positions_um, plane_um)
-            sources = [self._slices[p] for p in self._positions_um[first : first + len(weights)]]
+            positions = self._positions_um
+            first, weights = lattice.contributors(positions, plane_um)
+            sources = [self._slices[p] for p in positions[first : first + len(weights)]]
             plane = np.empty((self._grid.rows, self._grid.cols), np.float32)
             _native.gather_plane(sources, weights, plane)
             if len(self._planes) >= _CACHED_PLANES:
@@ -141,19 +156,19 @@ class Volume:
             self._planes[plane_um] = plane
         return plane
 
-    def slab(self, centre_um: int) -> Slab:
-        """The slab centred on a plane of `PlaneLattice.centres`."""
+    def slab(self, centre_um: int, lattice: PlaneLattice) -> Slab:
+        """The slab centred on a plane of ``lattice.centres``."""
         grid = self._grid
         tensor = np.empty((grid.channels, grid.rows, grid.cols), np.float32)
         channel = 0
-        for plane_um in self._lattice.slab_planes(self._positions_um, centre_um):
-            hu = self.plane(plane_um)
+        for plane_um in lattice.slab_planes(self._positions_um, centre_um):
+            hu = self.plane(plane_um, lattice)
             for window in grid.windows:
                 _native.window_plane(hu, window.low_hu, window.high_hu, tensor[channel])
                 channel += 1
         fraction = 1.0
         if grid.gate is not None:
-            middle = self.plane(centre_um)
+            middle = self.plane(centre_um, lattice)
             fraction = _native.gate_fraction(middle, grid.gate.low_hu, grid.gate.high_hu, TISSUE_HU)
         return Slab(
             position_um=centre_um,
@@ -163,7 +178,7 @@ class Volume:
         )
 
 
-def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, list[int]]:
+def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, PlaneLattice, list[int]]:
     """Resample a whole study.
 
     Args:
@@ -171,7 +186,7 @@ def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, list[
         grid: The grid to bring them to.
 
     Returns:
-        The volume, and the ascending centres of its whole slabs.
+        The volume, where its planes lie, and the ascending centres of its whole slabs.
 
     Raises:
         SeriesError: There is no slice, or two lie at one position.
@@ -180,7 +195,7 @@ def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, list[
     if not images:
         raise SeriesError("no slices: pass at least one", code=Code.TOO_FEW_SLICES)
     lattice = lattice_for(grid, (image.geometry.thickness_mm for image in images))
-    volume = Volume(grid, lattice)
+    volume = Volume(grid)
     resample = SliceResampler(grid)
     for image in images:
         if image.position_um in volume:
@@ -190,13 +205,14 @@ def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, list[
                 code=Code.DUPLICATE_POSITION,
             )
         volume.put(image.position_um, resample(image))
-    return volume, lattice.centres(volume.positions_um)
+    return volume, lattice, lattice.centres(volume.positions_um)
 
 
 def slabs(slices: Iterable[Slice], grid: PatientGrid) -> Iterator[Slab]:
     """All whole slabs of a study, gated ones too, in ascending position. See `volume_of`."""
-    volume, centres = volume_of(slices, grid)
-    yield from map(volume.slab, centres)
+    volume, lattice, centres = volume_of(slices, grid)
+    for centre in centres:
+        yield volume.slab(centre, lattice)
 
 
 def planes(
@@ -207,8 +223,8 @@ def planes(
     Returns:
         Positions (n,) int64 in micrometres, ascending, and HU (n, rows, cols) float32.
     """
-    volume, centres = volume_of(slices, replace(grid, planes_per_slab=1, slab_step=1))
+    volume, lattice, centres = volume_of(slices, replace(grid, planes_per_slab=1, slab_step=1))
     hu = np.empty((len(centres), grid.rows, grid.cols), np.float32)
     for index, centre in enumerate(centres):
-        hu[index] = volume.plane(centre)
+        hu[index] = volume.plane(centre, lattice)
     return np.array(centres, np.int64), hu

@@ -1,4 +1,4 @@
-"""What comes out: updates while slices arrive, quality flags, and the study result with its JSON schema."""
+"""What comes out: updates while slices arrive, quality flags, the study result, its JSON schema."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +36,11 @@ class Flag(StrEnum):
 
 class _Record(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="constants"
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -55,18 +59,19 @@ class QualityFlag(_Record):
 
 
 class CodedConcept(_Record):
-    """A code of a terminology (DICOM PS3.3 8.8): value, coding scheme designator, meaning."""
+    """A code of a terminology (a DICOM code sequence item, PS3.3 section 8.8)."""
 
-    value: str
-    scheme: str
-    meaning: str
+    value: Annotated[str, Field(min_length=1, max_length=64)]
+    scheme: Annotated[str, Field(min_length=1, max_length=16)]
+    """Coding scheme designator, such as SCT."""
+    meaning: Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Finding(_Record):
-    """What a bundle detects, and where."""
+    """What a bundle looks for, and where."""
 
     code: CodedConcept
-    site: CodedConcept
+    site: CodedConcept | None = None
 
 
 class OperatingPoint(_Record):
@@ -78,13 +83,14 @@ class OperatingPoint(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What is known after some slabs, while slices still arrive. Says nothing of positive or negative.
+    """What is known while slices still arrive. Says nothing of positive or negative.
 
     Attributes:
         position_mm: Middle plane of the newest slab.
         slabs: Slabs completed so far that show the organ.
         probability: Stage-1 probability of the newest slab; ``None`` if it was gated.
-        running_maximum: Highest stage-1 probability so far; ``None`` before the first slab that shows the organ.
+        running_maximum: Highest stage-1 probability so far; ``None`` before the first slab that
+            shows the organ.
         covered_mm: Extent of the slabs completed so far.
         provisional_alert: Whether the bundle's rule for an early alert holds.
     """
@@ -112,8 +118,10 @@ class Attention(_Record):
     """Where the network looked in one slab.
 
     Attributes:
-        values: (rows, cols) float32, the network's raw activation: front to back, patient's right to left.
-        patient_affine: 4 x 4, row-major: (column, row, 0, 1) of ``values`` to patient coordinates (LPS) in mm.
+        values: (rows, cols) float32, the network's raw activation: front to back, patient's right
+            to left.
+        patient_affine: 4 x 4, row-major: (column, row, 0, 1) of ``values`` to patient coordinates
+            (LPS) in mm.
         peak: Highest value.
         peak_mm: Patient coordinates of the highest value.
     """
@@ -131,7 +139,8 @@ class SlabEvidence(_Record):
         position_mm: Middle plane, along the slice normal, growing to the head.
         probability: Stage-1 probability; ``None`` for a gated slab.
         gated: Whether the gate kept the slab from the network.
-        attention: Where the network looked; ``None`` for a gated slab, or if the bundle has no attention.
+        attention: Where the network looked; ``None`` for a gated slab, or if the bundle has no
+            attention.
         sop_instance_uid: Nearest source instance; of two at the same distance the lower one.
         frame_number: Its frame, 1-based, if it is multi-frame.
     """
@@ -228,7 +237,8 @@ class StudyResult(_Record):
         not_processed: The reason, if so.
         finding: What was looked for.
         probability: Calibrated; ``None`` if not processed.
-        positive: Whether the probability reaches the operating point's threshold; ``None`` if not processed.
+        positive: Whether the probability reaches the operating point's threshold; ``None`` if not
+            processed.
         operating_point: The threshold used.
         evidence: Slab by slab, ascending position, gated slabs too.
         quality: What was tolerated.
@@ -257,7 +267,8 @@ class StudyResult(_Record):
 
         Args:
             indent: Spaces per level; one line if ``None``.
-            attention_maps: Whether to write the attention maps (about 5 kB per slab); without, ``values`` is empty.
+            attention_maps: Whether to write the attention maps (about 5 kB per slab); without,
+                ``values`` is empty.
         """
         if attention_maps:
             return self.model_dump_json(indent=indent)
@@ -274,5 +285,5 @@ class StudyResult(_Record):
 
 
 def result_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of `StudyResult.to_json`; published as ``docs/result.schema.json``."""
+    """JSON schema (draft 2020-12) of `StudyResult.to_json`, as in ``docs/result.schema.json``."""
     return StudyResult.model_json_schema(mode="serialization")

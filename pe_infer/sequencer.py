@@ -1,15 +1,18 @@
-"""Which slices of a study are there, and which of its slabs are final: integers and identities, no pixels.
+"""Which slices of a study are there, and which of its slabs are final: no pixels.
 
-While slices arrive from one end of the scan, everything behind a *frontier* is complete. The frontier stays
-``reorder_window`` slices behind the newest one, and in front of any gap: a missing slice may still come. A slice that
-arrives behind the frontier invalidates the slabs it would have changed and all after them; after ``MAX_REWINDS`` of
-those, slabs wait for the end of the study, so that no order of arrival costs more than a few repetitions.
+While slices arrive from one end of the scan, everything behind a *frontier* is complete. The
+frontier stays ``reorder_window`` slices behind the newest one, and in front of any gap: a missing
+slice may still come. A slice that arrives behind the frontier invalidates the slabs it would have
+changed and all after them; after ``MAX_REWINDS`` of those, slabs wait for the end of the study, so
+that no order of arrival costs more than a few repetitions.
 """
 
+import copy
 import math
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median_low
 from typing import Final, Literal, Self, TypeAlias
 
@@ -62,7 +65,8 @@ class Advance:
     """What became final.
 
     Attributes:
-        kept: How many of the slabs handed out before are still valid; the ones after them must be forgotten.
+        kept: How many of the slabs handed out before are still valid; the ones after them must be
+            forgotten.
         centres_um: Slabs that are final now, in order of arrival.
     """
 
@@ -71,7 +75,10 @@ class Advance:
 
 
 class Sequencer:
-    """The slices of one study as they arrive. Not thread-safe. A failed call leaves it unchanged."""
+    """The slices of one study as they arrive. Not thread-safe.
+
+    A failed call leaves it unchanged.
+    """
 
     def __init__(self, grid: PatientGrid, *, reorder_window: int = REORDER_WINDOW) -> None:
         """Start empty."""
@@ -89,12 +96,10 @@ class Sequencer:
         self._chosen = 0
 
     def copy(self) -> Self:
-        """An independent sequencer in the same state."""
-        twin = type(self)(self._grid, reorder_window=self._window)
-        twin.__dict__.update(self.__dict__)
-        twin._records = dict(self._records)
-        twin._positions = list(self._positions)
-        twin._handed_out = list(self._handed_out)
+        """Return an independent sequencer in the same state."""
+        twin = copy.copy(self)
+        for name in ("_records", "_positions", "_handed_out"):
+            setattr(twin, name, copy.copy(getattr(self, name)))
         return twin
 
     @property
@@ -130,13 +135,16 @@ class Sequencer:
 
         Args:
             image: The slice.
-            pixel_digest: Stands for its decoded pixels and rescale, to tell duplicates from conflicts.
+            pixel_digest: Stands for its decoded pixels and rescale, to tell duplicates from
+                conflicts.
 
         Returns:
-            Whether its pixels are to be kept: ``False`` for a duplicate, or if the slice already there wins.
+            Whether its pixels are to be kept: ``False`` for a duplicate, or if the slice already
+            there wins.
 
         Raises:
-            SeriesError: It belongs to another series or stack, conflicts with a slice that is there, or is one too many.
+            SeriesError: It belongs to another series or stack, conflicts with a slice that is
+                there, or is one too many.
         """
         self._check_kinship(image)
         position = image.position_um
@@ -169,7 +177,8 @@ class Sequencer:
 
         Args:
             final: The study has ended: everything is final.
-            direction: Order to hand them out in if ``final`` and the direction of arrival never showed.
+            direction: Order to hand them out in if ``final`` and the direction of arrival never
+                showed.
         """
         kept = self._kept
         if kept < len(self._handed_out):
@@ -195,24 +204,27 @@ class Sequencer:
             What was tolerated.
 
         Raises:
-            SeriesError: There are fewer than two slices, their centres do not lie on a line, their orientations differ,
-                or neighbours are more than ``MAX_FILLED_STEP_MM`` apart.
+            SeriesError: There are fewer than two slices, their centres do not lie on a line, their
+                orientations differ, or neighbours are more than ``MAX_FILLED_STEP_MM`` apart.
         """
         if len(self._positions) < 2:  # noqa: PLR2004
             raise SeriesError(
-                f"the study has {len(self._positions)} slice(s); at least 2 are needed for a volume",
+                f"the study has {len(self._positions)} slice(s); at least 2 are needed for a "
+                "volume",
                 code=Code.TOO_FEW_SLICES,
             )
         geometry = analyse([record.geometry for record in self._records.values()])
         if not geometry.parallel:
             raise SeriesError(
-                f"slice orientations differ by up to {geometry.orientation_spread_deg:.2f} degrees: "
+                f"slice orientations differ by up to {geometry.orientation_spread_deg:.2f} "
+                "degrees: "
                 "this is not one stack; select one reconstruction",
                 code=Code.ORIENTATION_DIFFERS,
             )
         if not geometry.straight:
             raise SeriesError(
-                f"slice centres lie up to {geometry.drift_residual_mm:.1f} mm off a straight line: the field of view "
+                f"slice centres lie up to {geometry.drift_residual_mm:.1f} mm off a straight line: "
+                "the field of view "
                 "moved during the scan; send a reconstruction with a fixed centre",
                 code=Code.CENTRE_DRIFT,
             )
@@ -226,7 +238,7 @@ class Sequencer:
             flags.append(
                 QualityFlag(
                     flag=Flag.GAP_FILLED,
-                    message=f"{len(geometry.gaps)} gap(s) of up to {widest:.2f} mm were interpolated",
+                    message=f"{len(geometry.gaps)} gap(s) of up to {widest:.2f} mm interpolated",
                     values={"gaps": len(geometry.gaps), "widest_mm": widest},
                 )
             )
@@ -256,11 +268,13 @@ class Sequencer:
         return flags
 
     def _refuse_gaps(self) -> None:
-        for low, high in zip(self._positions, self._positions[1:], strict=False):
+        for low, high in pairwise(self._positions):
             if (step_mm := (high - low) / 1000.0) > MAX_FILLED_STEP_MM:
                 raise SeriesError(
-                    f"{self._records[high].name}: the slice at {high / 1000:.1f} mm lies {step_mm:.2f} mm above its "
-                    f"neighbour, at most {MAX_FILLED_STEP_MM:g} mm can be filled: slices are missing. "
+                    f"{self._records[high].name}: the slice at {high / 1000:.1f} mm lies "
+                    f"{step_mm:.2f} mm above its "
+                    f"neighbour, at most {MAX_FILLED_STEP_MM:g} mm can be filled: slices are "
+                    "missing. "
                     "Send the whole series",
                     code=Code.GAP,
                 )
@@ -278,7 +292,8 @@ class Sequencer:
             expected, found = getattr(first.series, what), getattr(image.series, what)
             if found != expected:
                 raise SeriesError(
-                    f"{image.source}: {what} {found} differs from {expected} of this study's first slice "
+                    f"{image.source}: {what} {found} differs from {expected} of this study's first "
+                    "slice "
                     f"({first.source}); open one stream per series",
                     code=Code.FOREIGN_SLICE,
                 )
@@ -289,13 +304,15 @@ class Sequencer:
         limit = math.cos(math.radians(2 * ORIENTATION_SPREAD_DEG))
         if any(sum(a * b for a, b in zip(u, v, strict=True)) < limit for u, v in pairs):
             raise SeriesError(
-                f"{image.source}: its orientation differs from that of this study's first slice ({first.source}) by "
-                f"more than {2 * ORIENTATION_SPREAD_DEG:g} degrees; open one stream per reconstruction",
+                f"{image.source}: its orientation differs from that of this study's first slice "
+                f"({first.source}) by "
+                f"more than {2 * ORIENTATION_SPREAD_DEG:g} degrees; open one stream per "
+                "reconstruction",
                 code=Code.ORIENTATION_DIFFERS,
             )
 
     def _replaces(self, record: SliceRecord, present: SliceRecord) -> bool:
-        """Whether ``record`` takes the place of the slice at its position; refuse what no rule decides."""
+        """Whether ``record`` replaces the slice at its position; refuse what no rule decides."""
         where = f"at {record.geometry.position_um / 1000:.3f} mm"
         if record.pixel_digest == present.pixel_digest and record.geometry == present.geometry:
             self._duplicates += 1
@@ -305,14 +322,16 @@ class Sequencer:
             present.frame_number,
         ):
             raise SeriesError(
-                f"{record.name}: a second version of {present.name} {where} with other pixels or geometry; "
+                f"{record.name}: a second version of {present.name} {where} with other pixels or "
+                "geometry; "
                 "send each instance once",
                 code=Code.CONFLICTING_DUPLICATE,
             )
         new, old = record.acquisition_number, present.acquisition_number
         if new is None or old is None or new == old:
             raise SeriesError(
-                f"{record.name} and {present.name} are different slices {where} and AcquisitionNumber "
+                f"{record.name} and {present.name} are different slices {where} and "
+                "AcquisitionNumber "
                 f"({new}, {old}) does not choose between them; select one reconstruction",
                 code=Code.DUPLICATE_POSITION,
             )
@@ -325,7 +344,7 @@ class Sequencer:
         return centres[::-1] if self._direction == "down" else centres
 
     def _first_touched(self, position_um: int) -> int:
-        """Index of the first slab handed out that a new or replaced slice at this position changes."""
+        """Index of the first slab handed out that a new slice at this position changes."""
         for index, centre in enumerate(self._handed_out[: self._kept]):
             low, high = self._lattice.slab_reach(self._positions, centre)
             if low <= position_um <= high:
@@ -349,7 +368,7 @@ class Sequencer:
             return math.inf, -math.inf
         upward = self._direction == "up"
         ordered = positions if upward else positions[::-1]
-        steps = [abs(b - a) for a, b in zip(ordered, ordered[1:], strict=False)]
+        steps = [abs(b - a) for a, b in pairwise(ordered)]
         limit = GAP_RATIO * median_low(steps)
         last = next((i for i in range(behind) if steps[i] > limit), behind)
         return (-math.inf, ordered[last]) if upward else (ordered[last], math.inf)

@@ -1,29 +1,35 @@
-"""What the places of the slices of one series say together: steps, gaps, gantry tilt, drift of the centres.
+"""How the slices of one series lie together: steps, gaps, gantry tilt, drift of the centres.
 
-Pure geometry, without pixels and without judgement: who refuses what is decided by the callers (the sequencer for a
-study, ``inspect`` for a report), with the limits given here.
+Pure geometry, without pixels and without judgement: who refuses what is decided by the callers (the
+sequencer for a study, ``inspect`` for a report), with the limits given here.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median_low
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_infer.geometry import SliceGeometry, Vector
+from pe_infer.geometry import SeriesInfo, SliceGeometry, Vector
 from pe_infer.result import Flag, QualityFlag
 
 IRREGULAR_STEP_FRACTION = (
     0.10  # a step is irregular if it differs from the median by more than this share of it,
 )
 IRREGULAR_STEP_UM = 100  # and by more than this: positions are often written with one decimal
-GAP_RATIO = 1.5  # a step longer than this many median steps is a gap: at least one slice is missing
+GAP_RATIO = (
+    1.5  # a step longer than this many median steps is a gap: at least one slice is missing;
+)
+# but not where the slices are thicker by as much, as in head scans that change from 4 to 7 mm
+# half-way
 GANTRY_TILT_DEG = 0.5  # below this, the drift of the centres is rounding of the header
 CENTRE_DRIFT_MM = (
     1.0  # a centre further than this from the straight line is not explained by a tilted gantry
 )
+MIN_PRONE_COSINE = 0.7  # an image this far turned round is upside down
 ORIENTATION_SPREAD_DEG = 0.5  # axes that differ by more than this do not belong to one stack
 
 
@@ -53,18 +59,24 @@ class SeriesGeometry:
 
     Attributes:
         count: Number of slices.
-        positions_um: Different positions, ascending; shorter than ``count`` if slices share a position.
+        positions_um: Different positions, ascending; shorter than ``count`` if slices share a
+            position.
         shared_positions_um: Positions that more than one slice has, ascending.
-        nominal_step_um: Median of the steps (the lower one of two); ``None`` with fewer than two positions.
-        irregular: Whether a step differs from the median by more than ``IRREGULAR_STEP_FRACTION`` and
-            ``IRREGULAR_STEP_UM``. A gap is irregular too.
+        nominal_step_um: Median of the steps (the lower one of two); ``None`` with fewer than two
+            positions.
+        irregular: Whether a step differs from the median by more than ``IRREGULAR_STEP_FRACTION``
+            and ``IRREGULAR_STEP_UM``. A gap is irregular too.
         irregular_steps: How many steps do.
-        gaps: Steps longer than ``GAP_RATIO`` medians, ascending.
-        tilt_deg: Angle between the slice normal and the line of the centres, 0 or more: the gantry tilt.
+        gaps: Steps longer than ``GAP_RATIO`` medians, also relative to the thickness of their two
+            slices where both are known; ascending.
+        tilt_deg: Angle between the slice normal and the line of the centres, 0 or more: the gantry
+            tilt.
         drift_left_per_mm: How far the centres move to the left per mm of position.
         drift_back_per_mm: How far the centres move to the back per mm of position.
-        drift_residual_mm: Largest distance of a centre from the straight line, measured in the slice plane.
-        orientation_spread_deg: Largest angle between an axis (normal, left or back) of a slice and its mean.
+        drift_residual_mm: Largest distance of a centre from the straight line, measured in the
+            slice plane.
+        orientation_spread_deg: Largest angle between an axis (normal, left or back) of a slice and
+            its mean.
     """
 
     count: int
@@ -83,7 +95,7 @@ class SeriesGeometry:
     @property
     def steps_um(self) -> tuple[int, ...]:
         """Distances of neighbouring positions, ascending position; all positive."""
-        return tuple(b - a for a, b in zip(self.positions_um, self.positions_um[1:], strict=False))
+        return tuple(b - a for a, b in pairwise(self.positions_um))
 
     @property
     def extent_um(self) -> int:
@@ -127,7 +139,8 @@ class SeriesGeometry:
                 QualityFlag(
                     flag=Flag.IRREGULAR_SPACING,
                     message=(
-                        f"{self.irregular_steps} of {len(self.steps_um)} steps between slices differ from the "
+                        f"{self.irregular_steps} of {len(self.steps_um)} steps between slices "
+                        "differ from the "
                         f"median of {mid:.2f} mm: they range from {low:.2f} to {high:.2f} mm"
                     ),
                     values={
@@ -144,32 +157,34 @@ class SeriesGeometry:
 def analyse(geometries: Sequence[SliceGeometry]) -> SeriesGeometry:
     """Measure how slices lie together, whatever order they come in.
 
-    Positions are those along each slice's own normal. The centres are split along the mean left and back axes of the
-    series, and a straight line over the position is fitted to each (least squares): a table that moves along the
-    body while the gantry is tilted by t moves the centres by tan(t) mm in the plane per mm along the normal.
+    Positions are those along each slice's own normal. The centres are split along the mean left and
+    back axes of the series, and a straight line over the position is fitted to each (least
+    squares): a table that moves along the body while the gantry is tilted by t moves the centres by
+    tan(t) mm in the plane per mm along the normal.
 
     Args:
         geometries: Any number of slices, none included.
 
     Returns:
-        The measurements. With one position, or none, there are no steps and no tilt; with two, the centres lie on a
-        straight line by definition.
+        The measurements. With one position, or none, there are no steps and no tilt; with two, the
+        centres lie on a straight line by definition.
     """
     ordered = sorted(geometries, key=lambda g: (g.position_um, g.centre_mm))
     every = [g.position_um for g in ordered]
     positions = sorted(set(every))
-    shared = sorted({a for a, b in zip(every, every[1:], strict=False) if a == b})
-    steps = [b - a for a, b in zip(positions, positions[1:], strict=False)]
+    shared = sorted({a for a, b in pairwise(every) if a == b})
+    steps = [b - a for a, b in pairwise(positions)]
     nominal = median_low(steps) if steps else None
     irregular = 0
     gaps: list[Gap] = []
     if nominal is not None:
         allowed = max(IRREGULAR_STEP_FRACTION * nominal, IRREGULAR_STEP_UM)
         irregular = sum(abs(step - nominal) > allowed for step in steps)
+        relative = _relative_steps(ordered, positions)
         gaps = [
             Gap(lower_um=low, upper_um=low + step, missing=max(1, round(step / nominal) - 1))
-            for low, step in zip(positions, steps, strict=False)
-            if step > GAP_RATIO * nominal
+            for low, step, ratio in zip(positions, steps, relative, strict=False)
+            if step > GAP_RATIO * nominal and ratio > GAP_RATIO
         ]
     left, back, residual, spread = _drift(ordered)
     return SeriesGeometry(
@@ -188,8 +203,57 @@ def analyse(geometries: Sequence[SliceGeometry]) -> SeriesGeometry:
     )
 
 
+def _relative_steps(ordered: Sequence[SliceGeometry], positions: Sequence[int]) -> list[float]:
+    """Return each step over the thickness of its two slices, in medians of that; else infinity."""
+    thickness = {g.position_um: g.thickness_mm for g in ordered}
+    ratios: list[float | None] = []
+    for low, high in pairwise(positions):
+        below, above = thickness[low], thickness[high]
+        ratios.append((high - low) / (below + above) if below and above else None)
+    known = [ratio for ratio in ratios if ratio is not None]
+    usual = median_low(known) if known else 1.0
+    return [math.inf if ratio is None else ratio / usual for ratio in ratios]
+
+
+def posture_flags(info: SeriesInfo, geometry: SliceGeometry) -> list[QualityFlag]:
+    """Return a flag for a patient who did not lie on the back.
+
+    PatientPosition decides (PS3.3 C.7.3.1.1.2: the third letter is S, P, or D after R or L). Where
+    it is missing, an image whose rows run to the right and whose columns run to the front shows a
+    patient who lies face down. Coordinates are the patient's in any posture, so nothing is turned;
+    lungs and vessels look different.
+    """
+    stated = (info.patient_position or "").upper()
+    if stated in {"HFP", "FFP"}:
+        return [
+            QualityFlag(
+                flag=Flag.PRONE, message=f"the patient lies prone (PatientPosition {stated})"
+            )
+        ]
+    if stated in {"HFDR", "HFDL", "FFDR", "FFDL"}:
+        return [
+            QualityFlag(
+                flag=Flag.DECUBITUS,
+                message=f"the patient lies on the side (PatientPosition {stated})",
+            )
+        ]
+    if (
+        not stated
+        and geometry.row_direction[0] < -MIN_PRONE_COSINE
+        and geometry.col_direction[1] < -MIN_PRONE_COSINE
+    ):
+        return [
+            QualityFlag(
+                flag=Flag.PRONE,
+                message="the patient seems to lie prone: PatientPosition is missing and the "
+                "image is upside down",
+            )
+        ]
+    return []
+
+
 def _drift(ordered: Sequence[SliceGeometry]) -> tuple[float, float, float, float]:
-    """Return drift to the left and to the back (mm per mm), largest residual (mm), orientation spread (degrees)."""
+    """Return drift left and back (mm per mm), largest residual (mm), orientation spread (deg)."""
     if not ordered:
         return (0.0, 0.0, 0.0, 0.0)
     spread = 0.0
@@ -214,7 +278,7 @@ def _drift(ordered: Sequence[SliceGeometry]) -> tuple[float, float, float, float
 
 
 def _mean_axis(axes: Sequence[Vector]) -> tuple[NDArray[np.float64], float]:
-    """Return the mean direction of unit vectors that point the same way, and the largest angle to it in degrees."""
+    """Return the mean direction of unit vectors, and the largest angle to it in degrees."""
     vectors = np.array(axes, dtype=np.float64)
     mean = vectors.mean(axis=0)
     mean = mean / np.linalg.norm(mean)

@@ -19,7 +19,9 @@ AXIAL_ORIENTATIONS = [
 ]
 
 spacings_mm = st.floats(0.3, 2.5)
-rescales = st.sampled_from([(1.0, -1024.0), (1.0, 0.0), (0.5, -500.0), (2.0, -1000.0), (-1.0, 900.0)])
+rescales = st.sampled_from(
+    [(1.0, -1024.0), (1.0, 0.0), (0.5, -500.0), (2.0, -1000.0), (-1.0, 900.0)]
+)
 
 
 @st.composite
@@ -35,7 +37,9 @@ def grids(draw: st.DrawFn) -> PatientGrid:
         slab_step=draw(st.integers(1, 3)),
         windows=tuple(
             Window(low_hu=low, high_hu=low + width)
-            for width in draw(st.lists(st.sampled_from([80.0, 500.0, 1524.0]), min_size=1, max_size=2))
+            for width in draw(
+                st.lists(st.sampled_from([80.0, 500.0, 1524.0]), min_size=1, max_size=2)
+            )
         ),
     )
 
@@ -47,7 +51,9 @@ def slices(draw: st.DrawFn) -> Slice:
     row_direction, col_direction = draw(st.sampled_from(AXIAL_ORIENTATIONS))
     signed = draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    pixels = rng.integers(-2000, 3000, (rows, cols)) if signed else rng.integers(0, 65535, (rows, cols))
+    pixels = (
+        rng.integers(-2000, 3000, (rows, cols)) if signed else rng.integers(0, 65535, (rows, cols))
+    )
     slope, intercept = draw(rescales)
     value = int(pixels[0, 0])
     return Slice(
@@ -68,7 +74,12 @@ def slices(draw: st.DrawFn) -> Slice:
 
 
 def study(
-    positions_um: list[int], *, seed: int = 0, size: int = 8, tilt: float = 0.0, thickness_mm: float | None = None
+    positions_um: list[int],
+    *,
+    seed: int = 0,
+    size: int = 8,
+    tilt: float = 0.0,
+    thickness_mm: float | None = None,
 ) -> list[Slice]:
     """Slices of noise at these positions; ``tilt`` moves their centres by that many mm per mm."""
     rng = np.random.default_rng(seed)

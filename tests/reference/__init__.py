@@ -1,1 +1,1 @@
-"""NumPy twins of the compiled kernel: slow, obvious, and the definition of preprocessing version 1."""
+"""NumPy twins of the compiled kernel: slow, obvious, the definition of preprocessing version 1."""

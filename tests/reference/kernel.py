@@ -1,4 +1,7 @@
-"""The patient grid in NumPy. float32 where the kernel uses float32, in the same order of operations."""
+"""The patient grid in NumPy.
+
+float32 where the kernel uses float32, in the same order of operations.
+"""
 
 import math
 
@@ -37,7 +40,9 @@ def upright(hu: NDArray[np.float32], image: Slice) -> tuple[NDArray[np.float32],
     return hu, spacing_back, spacing_left
 
 
-def axis_matrix(in_size: int, in_spacing: float, out_size: int, out_spacing: float) -> NDArray[np.float32]:
+def axis_matrix(
+    in_size: int, in_spacing: float, out_size: int, out_spacing: float
+) -> NDArray[np.float32]:
     """(out, in) weights of the centred hat filter; rows of zeros outside the image."""
     half_width = max(in_spacing, out_spacing)
     matrix = np.zeros((out_size, in_size), np.float32)
@@ -62,7 +67,9 @@ def resample(image: Slice, grid: PatientGrid) -> NDArray[np.int16]:
     return np.round(filtered * 8).astype(np.int16)
 
 
-def plane(slices: dict[int, NDArray[np.int16]], plane_um: int, pitch_um: int) -> NDArray[np.float32]:
+def plane(
+    slices: dict[int, NDArray[np.int16]], plane_um: int, pitch_um: int
+) -> NDArray[np.float32]:
     """One plane in HU from resampled slices by position."""
     positions = sorted(slices)
     low = max((p for p in positions if p <= plane_um), default=None)
@@ -100,7 +107,9 @@ def window(hu: NDArray[np.float32], low_hu: float, high_hu: float) -> NDArray[np
     return np.clip((hu - np.float32(low_hu)) * per_hu, 0, 1).astype(np.float32)
 
 
-def gate_fraction(hu: NDArray[np.float32], low_hu: float, high_hu: float, tissue_hu: float) -> float:
+def gate_fraction(
+    hu: NDArray[np.float32], low_hu: float, high_hu: float, tissue_hu: float
+) -> float:
     """Share of pixels within the range that the largest piece of tissue encloses on four sides."""
     labels, count = ndimage.label(hu >= tissue_hu)
     if count == 0:

@@ -28,7 +28,8 @@ GRID = PatientGrid(
 def test_resample_agrees_with_reference(image: Slice, grid: PatientGrid) -> None:
     found = preprocess.SliceResampler(grid)(image)
     expected = kernel.resample(image, grid)
-    # The twin filters in double precision: a value on a rounding edge may fall to the other side, an eighth HU away.
+    # The twin filters in double precision: a value on a rounding edge may fall to the other side,
+    # an eighth HU away.
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
@@ -53,7 +54,9 @@ def test_orientation_is_undone_exactly(image: Slice, turn: int) -> None:
     """The same anatomy stored in any of eight orientations gives the same bits."""
     upright = replace(
         image,
-        geometry=replace(image.geometry, row_direction=(1.0, 0.0, 0.0), col_direction=(0.0, 1.0, 0.0)),
+        geometry=replace(
+            image.geometry, row_direction=(1.0, 0.0, 0.0), col_direction=(0.0, 1.0, 0.0)
+        ),
     )
     pixels, g = upright.pixels, upright.geometry
     row, col = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
@@ -93,7 +96,9 @@ def test_slabs_agree_with_reference_in_any_order(
     shuffled = {slab.position_um: slab.tensor for slab in preprocess.slabs(images, grid)}
     assert list(in_order) == list(expected) == sorted(expected)
     for position, tensor in expected.items():
-        np.testing.assert_allclose(in_order[position], tensor, atol=2e-3)  # an eighth HU in the narrowest window
+        np.testing.assert_allclose(
+            in_order[position], tensor, atol=2e-3
+        )  # an eighth HU in the narrowest window
         np.testing.assert_array_equal(in_order[position], shuffled[position])
 
 
@@ -118,7 +123,8 @@ def test_a_plane_on_a_slice_of_a_thick_series_is_that_slice() -> None:
     images = study([0, 5000, 10000, 15000])
     found, hu = preprocess.planes(images, GRID)
     np.testing.assert_array_equal(
-        hu[found.tolist().index(5000)], preprocess.SliceResampler(GRID)(images[1]) * np.float32(0.125)
+        hu[found.tolist().index(5000)],
+        preprocess.SliceResampler(GRID)(images[1]) * np.float32(0.125),
     )
 
 
@@ -153,7 +159,9 @@ def test_outside_the_image_is_air() -> None:
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 30))
 def test_gate_fraction_agrees_with_reference(seed: int, rows: int, cols: int) -> None:
     rng = np.random.default_rng(seed)
-    hu = rng.choice(np.array([-1000, -800, -100, 40], np.float32), (rows, cols), p=[0.1, 0.2, 0.3, 0.4])
+    hu = rng.choice(
+        np.array([-1000, -800, -100, 40], np.float32), (rows, cols), p=[0.1, 0.2, 0.3, 0.4]
+    )
     assert _native.gate_fraction(hu, -950, -500, -200) == pytest.approx(
         kernel.gate_fraction(hu, -950, -500, -200), abs=1e-12
     )
@@ -187,9 +195,17 @@ def test_no_slices_are_refused() -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.float32, np.uint8])
 def test_the_binding_refuses_other_dtypes(dtype: type) -> None:
     native = _native.SliceResampler(
-        rows=4, cols=4, row_spacing=1, col_spacing=1, transpose=False, flip_rows=False, flip_cols=False,
-        out_rows=4, out_cols=4, out_spacing=1,
-    )  # fmt: skip
+        rows=4,
+        cols=4,
+        row_spacing=1,
+        col_spacing=1,
+        transpose=False,
+        flip_rows=False,
+        flip_cols=False,
+        out_rows=4,
+        out_cols=4,
+        out_spacing=1,
+    )
     with pytest.raises(TypeError):
         native.run(np.zeros((4, 4), dtype), 1, 0, 1, 0, np.zeros((4, 4), np.int16))
     with pytest.raises(ValueError, match="size"):

@@ -39,7 +39,7 @@ def whole(images: list[Slice], grid: PatientGrid = GRID) -> list[int]:
 
 
 def stream(images: list[Slice], grid: PatientGrid = GRID) -> tuple[list[list[int]], int, Sequencer]:
-    """Push one by one; returns the valid slabs after every push and at the end, and how many were forgotten."""
+    """Push one by one; the valid slabs after every push and at the end, how many were forgotten."""
     sequencer = Sequencer(grid)
     valid: list[int] = []
     history, forgotten = [], 0
@@ -166,7 +166,9 @@ def test_two_slices_at_one_position_are_refused_where_nothing_chooses(number: in
         ("modality", "MR"),
     ],
 )
-def test_a_slice_of_another_series_is_refused_and_nothing_changes(attribute: str, value: str) -> None:
+def test_a_slice_of_another_series_is_refused_and_nothing_changes(
+    attribute: str, value: str
+) -> None:
     images = study(REGULAR)
     sequencer = Sequencer(GRID)
     for image in images:
@@ -180,7 +182,9 @@ def test_a_slice_of_another_series_is_refused_and_nothing_changes(attribute: str
 
 def test_another_orientation_is_refused() -> None:
     first, second = study([0, 1000])
-    turned = replace(second.geometry, row_direction=(0.999, 0.0436, 0.0), col_direction=(-0.0436, 0.999, 0.0))
+    turned = replace(
+        second.geometry, row_direction=(0.999, 0.0436, 0.0), col_direction=(-0.0436, 0.999, 0.0)
+    )
     sequencer = Sequencer(GRID)
     sequencer.add(first, b"")
     with pytest.raises(SeriesError, match="orientation") as caught:

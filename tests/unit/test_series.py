@@ -39,7 +39,9 @@ def stack(heights_mm: Sequence[float]) -> list[SliceGeometry]:
 def tilted(count: int, tilt_deg: float, step_mm: float = 2.5) -> list[SliceGeometry]:
     """Slices of a gantry tilted about the left-right axis, the table moving along the body."""
     c, s = math.cos(math.radians(tilt_deg)), math.sin(math.radians(tilt_deg))
-    return [place((-100.0, -90.0, i * step_mm / c), col_direction=(0.0, c, s)) for i in range(count)]
+    return [
+        place((-100.0, -90.0, i * step_mm / c), col_direction=(0.0, c, s)) for i in range(count)
+    ]
 
 
 def test_no_slices_measure_nothing() -> None:
@@ -130,7 +132,9 @@ def test_tilt_of_half_a_degree_is_header_rounding() -> None:
 def test_oblique_stack_without_drift_is_not_tilted() -> None:
     c, s = math.cos(math.radians(20.0)), math.sin(math.radians(20.0))
     # Moved along its own normal (0, -s, c): a reconstruction that already followed the tilt.
-    oblique = [place((0.0, -s * 2.0 * i, c * 2.0 * i), col_direction=(0.0, c, s)) for i in range(10)]
+    oblique = [
+        place((0.0, -s * 2.0 * i, c * 2.0 * i), col_direction=(0.0, c, s)) for i in range(10)
+    ]
     assert analyse(oblique).tilt_deg == pytest.approx(0.0, abs=0.02)
 
 
@@ -143,7 +147,9 @@ def test_centre_that_jumps_is_not_straight() -> None:
 
 
 def test_bent_line_is_not_straight() -> None:
-    bent = [place((-100.0 + (0.0 if i < 10 else 1.0 * (i - 10)), -90.0, 2.0 * i)) for i in range(20)]
+    bent = [
+        place((-100.0 + (0.0 if i < 10 else 1.0 * (i - 10)), -90.0, 2.0 * i)) for i in range(20)
+    ]
     assert analyse(bent).drift_residual_mm > CENTRE_DRIFT_MM
 
 
@@ -170,11 +176,16 @@ def test_prone_and_transposed_images_measure_the_same() -> None:
     corner = [g.image_position_mm for g in tilted(12, 15.0)]
     across, down = 5 * 0.7, 3 * 0.7
     turned = [
-        place((x + across, y + down * c, z + down * s), row_direction=(-1.0, 0.0, 0.0), col_direction=(0.0, -c, -s))
+        place(
+            (x + across, y + down * c, z + down * s),
+            row_direction=(-1.0, 0.0, 0.0),
+            col_direction=(0.0, -c, -s),
+        )
         for x, y, z in corner
     ]
     exchanged = [
-        place(p, rows=6, cols=4, row_direction=(0.0, c, s), col_direction=(1.0, 0.0, 0.0)) for p in corner
+        place(p, rows=6, cols=4, row_direction=(0.0, c, s), col_direction=(1.0, 0.0, 0.0))
+        for p in corner
     ]
     for other in (analyse(turned), analyse(exchanged)):
         assert other.positions_um == pytest.approx(supine.positions_um, abs=1)

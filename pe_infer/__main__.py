@@ -1,0 +1,5 @@
+"""``python -m pe_infer``."""
+
+from pe_infer.cli import main
+
+main()

@@ -1,0 +1,133 @@
+"""``pe-infer doctor``: what this machine has, and what to install for more."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pe_infer.bundle import shipped
+from pe_infer.detector import default_cache_dir
+from pe_infer.engines.base import AUTO, RUNTIMES, installed, select
+from pe_infer.errors import PeInferError
+
+_FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
+_PACKAGES: Final = (
+    "pe-infer",
+    "numpy",
+    "pydicom",
+    "python-gdcm",
+    "pylibjpeg-openjpeg",
+    "pyjpegls",
+    "pylibjpeg-libjpeg",
+    "openvino",
+    "onnxruntime",
+)
+_CPUINFO: Final = Path("/proc/cpuinfo")
+
+
+def doctor_command(
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """Report processor, engines, GPU and versions. The exit status is 6 if no engine works."""
+    facts, hints, works = _examine()
+    console = Console(highlight=False)
+    if json:
+        console.print_json(data={"facts": dict(facts), "hints": hints})
+    else:
+        table = Table(show_header=False, box=box.SIMPLE)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in facts:
+            table.add_row(name, Text(value))
+        console.print(table)
+        for hint in hints:
+            console.print(Text(f"hint: {hint}", style="yellow"), soft_wrap=True)
+    if not works:
+        raise typer.Exit(6)
+
+
+def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
+    """Facts in order, hints, and whether an engine works."""
+    facts = [
+        ("machine", f"{_cpu_name()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
+        ("features", ", ".join(_cpu_features()) or "none of those that matter here"),
+        ("memory", _memory()),
+        ("python", platform.python_version()),
+    ]
+    hints, works = [], False
+    for name in RUNTIMES:
+        state, usable = _engine_state(name)
+        facts.append((f"engine {name}", state))
+        works = works or usable
+    if works:
+        facts.append(("engine auto", select(AUTO).name))
+    else:
+        hints.append("no engine works: pip install openvino")
+    gpu = _gpu()
+    facts.append(("NVIDIA GPU", gpu or "none found"))
+    facts += [(f"package {name}", found) for name in _PACKAGES if (found := _version(name))]
+    facts += [("bundles", ", ".join(shipped()) or "none"), ("cache", str(default_cache_dir()))]
+    if not _version("pylibjpeg-libjpeg"):
+        hints.append(
+            "12-bit lossy JPEG (1.2.840.10008.1.2.4.51) needs pip install 'pe-infer[gpl-codecs]' "
+            "(GPL)"
+        )
+    return facts, hints, works
+
+
+def _engine_state(name: str) -> tuple[str, bool]:
+    if name not in installed():
+        return f"not installed (pip install {RUNTIMES[name].install})", False
+    try:
+        runtime = select(name)
+    except PeInferError as error:
+        return f"installed, but: {error}", False
+    return f"{runtime.version} on {runtime.device}", True
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    if _CPUINFO.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
+        if found:
+            return found.group(1)
+    return platform.processor() or "unknown processor"
+
+
+def _cpu_features() -> list[str]:
+    if not _CPUINFO.exists():
+        return []
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
+    present = set(found.group(1).split()) if found else set()
+    return [feature for feature in _FEATURES if feature in present]
+
+
+def _memory() -> str:
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{size / (1 << 30):.1f} GiB"
+
+
+def _gpu() -> str | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
+    return done.stdout.strip().replace("\n", "; ") or None

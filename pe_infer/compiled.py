@@ -1,0 +1,160 @@
+"""A bundle's graphs on one runtime: compiled once, checked, shared by all streams."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NoReturn, Self
+
+from pe_infer.bundle import Bundle
+from pe_infer.engines.base import Engine, EngineOptions, Runtime, TensorSpec
+from pe_infer.errors import BundleError, Code
+from pe_infer.executor import Executor
+from pe_infer.manifest import Direction, GraphNode, Precision, ScanNode
+from pe_infer.program import Program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What computed a result, for its provenance.
+
+    Attributes:
+        name: Runtime.
+        version: Of the runtime.
+        device: The processor, in words.
+        precision: Node to the type it computes in, as the runtime reports it.
+    """
+
+    name: str
+    version: str
+    device: str
+    precision: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompiledProgram:
+    """A program and an engine for each of its graph nodes. Immutable and thread-safe.
+
+    Attributes:
+        bundle: Where it comes from.
+        program: The checked dataflow.
+        engines: By node name.
+        info: What will compute.
+        options: How it was compiled.
+    """
+
+    bundle: Bundle
+    program: Program
+    engines: Mapping[str, Engine]
+    info: EngineInfo
+    options: EngineOptions
+    runtime: Runtime
+
+    @classmethod
+    def compile(cls, bundle: Bundle, runtime: Runtime) -> Self:
+        """Check the dataflow, compile every graph, and check every graph against the manifest.
+
+        Raises:
+            BundleError: The dataflow is not valid (``bundle.invalid``), or a graph does not have
+                the tensors that the manifest says (``bundle.graph_mismatch``).
+            EngineError: The runtime refuses a graph.
+        """
+        program = Program(bundle.manifest)
+        compiled: dict[tuple[str, Precision, int], Engine] = {}
+        engines: dict[str, Engine] = {}
+        for node in program.graph_nodes:
+            key = (node.graph, node.precision, program.max_batch(node))
+            if key not in compiled:
+                compiled[key] = runtime.compile(
+                    bundle.graph(node),
+                    name=f"{bundle.manifest.name}/{node.graph}",
+                    precision=key[1],
+                    max_batch=key[2],
+                )
+            check_graph(program, node, compiled[key], f"{bundle.folder / node.graph}")
+            engines[node.name] = compiled[key]
+        info = EngineInfo(
+            name=runtime.name,
+            version=runtime.version,
+            device=runtime.device,
+            precision=MappingProxyType(
+                {name: engine.precision for name, engine in engines.items()}
+            ),
+        )
+        return cls(
+            bundle=bundle,
+            program=program,
+            engines=MappingProxyType(engines),
+            info=info,
+            options=runtime.options,
+            runtime=runtime,
+        )
+
+    def executor(self, arrival: Direction | None = None) -> Executor:
+        """An executor for one stream; see `Executor`."""
+        return Executor(self.program, self.engines, arrival=arrival, empty=self.runtime.empty)
+
+    def warm_up(self) -> None:
+        """Run every engine once, so that the first slab takes as long as the next."""
+        for engine in dict.fromkeys(self.engines.values()):
+            engine.warm_up()
+
+
+def check_graph(program: Program, node: GraphNode, engine: Engine, source: str) -> None:
+    """Compare a graph's tensors with what the manifest says of its node.
+
+    Raises:
+        BundleError: Names, types or shapes differ (``bundle.graph_mismatch``).
+    """
+    reads = {tensor: program.specs[name].shape for tensor, name in node.inputs.items()}
+    writes = {tensor: program.specs[name].shape for tensor, name in node.outputs.items()}
+    if isinstance(node, ScanNode):
+        reads.update({state.input: state.shape for state in node.states})
+        writes.update({state.output: state.shape for state in node.states})
+    for role, expected, found in (
+        ("input", reads, engine.inputs),
+        ("output", writes, engine.outputs),
+    ):
+        if expected.keys() != found.keys():
+            _refuse(
+                source,
+                node,
+                f"the {role}s of the graph are {sorted(found)}, the manifest names "
+                f"{sorted(expected)}",
+            )
+        for tensor, shape in expected.items():
+            _check_tensor(
+                source, node, f"{role} {tensor!r}", found[tensor], shape, program.max_batch(node)
+            )
+
+
+def _check_tensor(
+    source: str,
+    node: GraphNode,
+    what: str,
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    max_batch: int,
+) -> None:
+    first, rest = spec.shape[:1], spec.shape[1:]
+    if spec.dtype != "float32":
+        _refuse(source, node, f"{what} of the graph is {spec.dtype}, expected float32")
+    if rest != shape or not first:
+        _refuse(
+            source,
+            node,
+            f"{what} of the graph has the shape {spec.shape}, the manifest says (N, *{shape})",
+        )
+    if first[0] not in (
+        {1} if isinstance(node, ScanNode) else {None, max_batch} if max_batch == 1 else {None}
+    ):
+        needed = "1" if isinstance(node, ScanNode) else f"free, for batches up to {max_batch}"
+        _refuse(
+            source, node, f"the first axis of {what} of the graph is {first[0]}, expected {needed}"
+        )
+
+
+def _refuse(source: str, node: GraphNode, problem: str) -> NoReturn:
+    raise BundleError(
+        f"{source} does not fit node {node.name!r}: {problem}. Export graph and manifest together.",
+        code=Code.BUNDLE_GRAPH,
+    )

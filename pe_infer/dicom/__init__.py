@@ -1,0 +1,27 @@
+"""CT images in DICOM: find a series, read slices, inspect, write. The only user of pydicom."""
+
+from pe_infer.dicom.conversion import Conversion, convert, slices_of
+from pe_infer.dicom.inspection import InspectReport, PixelReport, SeriesReport, inspect
+from pe_infer.dicom.opening import Series, SliceReference, find_series, open_series
+from pe_infer.dicom.scanning import Item, Source
+from pe_infer.dicom.selection import Refusal, SeriesSummary
+from pe_infer.dicom.writing import write_series
+
+__all__ = [
+    "Conversion",
+    "InspectReport",
+    "Item",
+    "PixelReport",
+    "Refusal",
+    "Series",
+    "SeriesReport",
+    "SeriesSummary",
+    "SliceReference",
+    "Source",
+    "convert",
+    "find_series",
+    "inspect",
+    "open_series",
+    "slices_of",
+    "write_series",
+]

@@ -1,0 +1,390 @@
+"""Runs a study program over the slabs of one stream.
+
+An executor belongs to one stream and is not thread-safe. It owns the sequences, the recurrent
+states and every copy that is made; engine sessions read and write its arrays in place. Whatever
+fails leaves it as it was: work goes to rows behind the last valid one, and the number of valid rows
+is set last.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_infer.engines.base import Engine, Session, Tensor
+from pe_infer.errors import Code, ConfigurationError, EngineError, StreamError
+from pe_infer.manifest import SLAB, Direction, MapNode, Node, ReduceNode, ScanNode, State
+from pe_infer.program import Plan, Program
+
+Allocator: TypeAlias = Callable[[tuple[int, ...]], Tensor]
+Checkpoint: TypeAlias = Callable[[], None]
+
+_FIRST_CAPACITY: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StudyOutputs:
+    """What a program says of a study.
+
+    Attributes:
+        positions_um: (T,) int64, strictly ascending: the slabs that were pushed.
+        slabs: Outputs with a value per slab: (T, ...) float32 in the same order.
+        study: Outputs with a value per study: float32 of the sequence's shape.
+    """
+
+    positions_um: NDArray[np.int64]
+    slabs: Mapping[str, Tensor]
+    study: Mapping[str, Tensor]
+
+
+class _Rows:
+    """An array that grows along its first axis; the executor knows how many rows are valid."""
+
+    def __init__(self, shape: tuple[int, ...], empty: Allocator) -> None:
+        self._shape = shape
+        self._empty = empty
+        self._array = empty((0, *shape))
+
+    def reserve(self, count: int, valid: int) -> None:
+        """Make room for ``count`` rows, keeping the first ``valid``."""
+        if count > (capacity := len(self._array)):
+            grown = self._empty((max(count, 2 * capacity, _FIRST_CAPACITY), *self._shape))
+            grown[:valid] = self._array[:valid]
+            self._array = grown
+
+    def view(self, start: int, stop: int) -> Tensor:
+        """Rows as one contiguous array, without a copy."""
+        return self._array[start:stop]
+
+
+class Executor:
+    """One study: push slabs in the order of arrival, then finish."""
+
+    def __init__(
+        self,
+        program: Program,
+        engines: Mapping[str, Engine],
+        *,
+        arrival: Direction | None = None,
+        empty: Allocator = lambda shape: np.empty(shape, np.float32),
+    ) -> None:
+        """Create the sessions.
+
+        Args:
+            program: What to run.
+            engines: An engine for every graph node's name, checked against the manifest
+                (`pe_infer.compiled`).
+            arrival: Order in which slabs will come: ``down`` is by decreasing position. ``None``
+                where the caller is free to choose: then push them as ``plan.arrival`` says.
+            empty: Where arrays come from: `pe_infer.engines.base.Runtime.empty`.
+
+        Raises:
+            EngineError: A session cannot be created.
+        """
+        self.plan: Plan = program.plan(arrival)
+        self._program = program
+        self._engines = engines
+        self._empty = empty
+        self._sessions: dict[str, Session] = {
+            node.name: engines[node.name].session() for node in program.graph_nodes
+        }
+        self._tracks = {
+            name: _Rows(program.specs[name].shape, empty) for name in sorted(self.plan.retained)
+        }
+        self._states = {
+            _state_key(node, state): _Rows(state.shape, empty)
+            for node in self.plan.online
+            if isinstance(node, ScanNode)
+            for state in node.states
+        }
+        self._last_online_reader = program.last_readers(self.plan.online)
+        self._chunk = max(
+            (engines[n.name].batch_sizes[-1] for n in self.plan.online if isinstance(n, MapNode)),
+            default=1,
+        )
+        self._scratch: dict[str, Tensor] = {}
+        self._positions_um: list[int] = []
+        self._seconds: dict[str, float] = dict.fromkeys((node.name for node in program.nodes), 0.0)
+        self._closed = False
+
+    @property
+    def slab_count(self) -> int:
+        """Slabs pushed and not dropped."""
+        return len(self._positions_um)
+
+    @property
+    def seconds_by_node(self) -> Mapping[str, float]:
+        """Time spent in each node so far, by what succeeded."""
+        return MappingProxyType(self._seconds)
+
+    def push(
+        self, slabs: Sequence[tuple[int, Tensor]], *, checkpoint: Checkpoint | None = None
+    ) -> dict[str, Tensor]:
+        """Run the online nodes over new slabs.
+
+        Args:
+            slabs: Position of the middle plane in micrometres and the (channels, rows, cols)
+                float32 tensor, in the order of arrival. Gated slabs are not pushed.
+            checkpoint: Called before every run of an engine; what it raises ends the push.
+
+        Returns:
+            The outputs that are online and have a value per slab: (number of new slabs, ...)
+            float32 copies.
+
+        Raises:
+            ConfigurationError: A slab is not behind the previous one in the direction of arrival.
+            EngineError: A slab has the wrong shape or type, or the runtime failed.
+            StreamError: The study is finished.
+        """
+        self._refuse_closed()
+        self._check_slabs(slabs)
+        start, stop = self.slab_count, self.slab_count + len(slabs)
+        for rows in (*self._tracks.values(), *self._states.values()):
+            rows.reserve(stop, start)
+        seconds = dict(self._seconds)
+        tensors = [tensor for _, tensor in slabs]
+        for at in range(0, len(slabs), self._chunk):
+            self._push_chunk(tensors[at : at + self._chunk], start + at, seconds, checkpoint)
+        results = {
+            output: self._tracks[name].view(start, stop).copy()
+            for output, name in self._program.outputs.items()
+            if name in self._tracks
+        }
+        self._seconds = seconds
+        self._positions_um += [position for position, _ in slabs]
+        return results
+
+    def truncate(self, slab_count: int) -> None:
+        """Drop all but the first ``slab_count`` slabs pushed, as if the others had never come.
+
+        Raises:
+            ConfigurationError: There are fewer.
+            StreamError: The study is finished.
+        """
+        self._refuse_closed()
+        if not 0 <= slab_count <= self.slab_count:
+            raise ConfigurationError(
+                f"slab_count={slab_count} must be between 0 and {self.slab_count}"
+            )
+        del self._positions_um[slab_count:]
+
+    def finish(self, *, checkpoint: Checkpoint | None = None) -> StudyOutputs:
+        """Run what is left and release everything.
+
+        Args:
+            checkpoint: Called before every run of an engine; what it raises ends the call.
+
+        Raises:
+            ConfigurationError: No slab was pushed.
+            EngineError: The runtime failed. The executor is as it was: finish again, or push more.
+            StreamError: The study is finished already.
+        """
+        self._refuse_closed()
+        if not (count := self.slab_count):
+            raise ConfigurationError("no slab was pushed: there is nothing to finish")
+        live = {name: rows.view(0, count) for name, rows in self._tracks.items()}
+        seconds = dict(self._seconds)
+        last_reader = self._program.last_readers(self.plan.deferred)
+        for node in self.plan.deferred:
+            began = time.perf_counter()
+            live.update(self._run_deferred(node, live, last_reader, checkpoint))
+            for name in self._program.freed_after(node, last_reader):
+                del live[name]
+            seconds[node.name] += time.perf_counter() - began
+        outputs = self._collect(live)
+        self._seconds = seconds
+        self._closed = True
+        for owned in (self._sessions, self._tracks, self._states, self._scratch):
+            owned.clear()
+        return outputs
+
+    def _push_chunk(
+        self,
+        tensors: list[Tensor],
+        start: int,
+        seconds: dict[str, float],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        """Online nodes over a few slabs, whose rows begin at ``start``."""
+        count = len(tensors)
+        live = {SLAB: self._block_of(tensors, start)}
+        for node in self.plan.online:
+            began = time.perf_counter()
+            reads = {tensor: live[name] for tensor, name in node.inputs.items()}
+            writes: dict[str, Tensor] = {}
+            for tensor, name in node.outputs.items():
+                if name in self._tracks:
+                    writes[tensor] = self._tracks[name].view(start, start + count)
+                elif name in self._last_online_reader:
+                    writes[tensor] = self._buffer(name, count)
+            if isinstance(node, ScanNode):
+                states = [self._states[_state_key(node, state)] for state in node.states]
+                for i, row in enumerate(range(start, start + count)):
+                    olds = (
+                        [rows.view(row - 1, row) for rows in states] if row else self._initial(node)
+                    )
+                    news = [rows.view(row, row + 1) for rows in states]
+                    self._step(node, reads, writes, i, (olds, news), checkpoint)
+            else:
+                self._map(node, reads, writes, count, checkpoint)
+            live.update(
+                {name: writes[tensor] for tensor, name in node.outputs.items() if tensor in writes}
+            )
+            seconds[node.name] += time.perf_counter() - began
+
+    def _run_deferred(
+        self,
+        node: Node,
+        live: Mapping[str, Tensor],
+        last_reader: Mapping[str, str],
+        checkpoint: Checkpoint | None,
+    ) -> dict[str, Tensor]:
+        """One node over the whole study; returns the sequences it wrote that somebody needs."""
+        reads = {tensor: live[name] for tensor, name in node.inputs.items()}
+        if isinstance(node, ReduceNode):
+            (values,), (name,) = reads.values(), node.outputs.values()
+            return {name: self._reduce(node, values)}
+        count = len(next(iter(reads.values())))
+        writes = {
+            tensor: self._empty((count, *self._program.specs[name].shape))
+            for tensor, name in node.outputs.items()
+            if name in last_reader or name in self._program.outputs.values()
+        }
+        if isinstance(node, ScanNode):
+            olds = self._initial(node)
+            news = [self._empty((1, *state.shape)) for state in node.states]
+            for row in (
+                range(count) if node.direction == self.plan.arrival else reversed(range(count))
+            ):
+                self._step(node, reads, writes, row, (olds, news), checkpoint)
+                olds, news = news, olds
+        else:
+            self._map(node, reads, writes, count, checkpoint)
+        return {node.outputs[tensor]: array for tensor, array in writes.items()}
+
+    def _map(
+        self,
+        node: Node,
+        reads: Mapping[str, Tensor],
+        writes: Mapping[str, Tensor],
+        count: int,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        session = self._sessions[node.name]
+        for start, stop in batches(count, self._engines[node.name].batch_sizes):
+            if checkpoint:
+                checkpoint()
+            session.run(
+                {tensor: array[start:stop] for tensor, array in reads.items()},
+                {tensor: array[start:stop] for tensor, array in writes.items()},
+            )
+
+    def _step(
+        self,
+        node: ScanNode,
+        reads: Mapping[str, Tensor],
+        writes: Mapping[str, Tensor],
+        row: int,
+        states: tuple[Sequence[Tensor], Sequence[Tensor]],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        """One slab of a scan; the next states are written in place."""
+        if checkpoint:
+            checkpoint()
+        inputs = {tensor: array[row : row + 1] for tensor, array in reads.items()}
+        out = {tensor: array[row : row + 1] for tensor, array in writes.items()}
+        for state, old, new in zip(node.states, *states, strict=True):
+            inputs[state.input] = old
+            out[state.output] = new
+        self._sessions[node.name].run(inputs, out)
+
+    def _reduce(self, node: ReduceNode, values: Tensor) -> Tensor:
+        """One row. Sums run in double by ascending position: arrival does not change a bit."""
+        ascending = values if self.plan.arrival == "up" else values[::-1]
+        if node.reducer == "max":
+            largest: Tensor = ascending.max(axis=0, keepdims=True)
+            return largest
+        total = np.zeros(values.shape[1:], np.float64)
+        for row in ascending:
+            total += row
+        mean: Tensor = (total / len(values)).astype(np.float32)
+        return mean[np.newaxis]
+
+    def _collect(self, live: Mapping[str, Tensor]) -> StudyOutputs:
+        step = 1 if self.plan.arrival == "up" else -1
+        slabs: dict[str, Tensor] = {}
+        study: dict[str, Tensor] = {}
+        for output, name in self._program.outputs.items():
+            if self._program.sequences[name] == "slab":
+                slabs[output] = live[name][::step].copy()
+            else:
+                study[output] = live[name][0].copy()
+        return StudyOutputs(
+            positions_um=np.array(self._positions_um[::step], np.int64),
+            slabs=MappingProxyType(slabs),
+            study=MappingProxyType(study),
+        )
+
+    def _block_of(self, tensors: list[Tensor], start: int) -> Tensor:
+        """New slabs as one array; a single one is not copied."""
+        if SLAB in self._tracks:
+            block = self._tracks[SLAB].view(start, start + len(tensors))
+        elif len(tensors) == 1:
+            return np.ascontiguousarray(tensors[0])[np.newaxis]
+        else:
+            block = self._buffer(SLAB, len(tensors))
+        for row, tensor in zip(block, tensors, strict=True):
+            row[...] = tensor
+        return block
+
+    def _buffer(self, name: str, count: int) -> Tensor:
+        """Room for ``count`` slabs of a sequence that is not kept."""
+        if name not in self._scratch:
+            self._scratch[name] = self._empty((self._chunk, *self._program.specs[name].shape))
+        return self._scratch[name][:count]
+
+    def _initial(self, node: ScanNode) -> list[Tensor]:
+        """The states before the first slab."""
+        blocks = [self._empty((1, *state.shape)) for state in node.states]
+        for block, state in zip(blocks, node.states, strict=True):
+            block.fill(state.initial)
+        return blocks
+
+    def _check_slabs(self, slabs: Sequence[tuple[int, Tensor]]) -> None:
+        expected = self._program.specs[SLAB].shape
+        sign = 1 if self.plan.arrival == "up" else -1
+        last = self._positions_um[-1] if self._positions_um else None
+        for position_um, tensor in slabs:
+            if tensor.shape != expected or tensor.dtype != np.float32:
+                raise EngineError(
+                    f"slab at {position_um} um is {tensor.dtype} {tensor.shape}, expected float32 "
+                    f"{expected}",
+                    code=Code.ENGINE_INPUT,
+                )
+            if last is not None and sign * (position_um - last) <= 0:
+                raise ConfigurationError(
+                    f"slab at {position_um} um pushed after the one at {last} um, expected arrival "
+                    f"{self.plan.arrival!r}: truncate to the slabs before it first"
+                )
+            last = position_um
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StreamError("the study is finished: open a new executor")
+
+
+def batches(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cut ``range(count)`` into runs of the given batch sizes, largest first."""
+    start = 0
+    for size in reversed(sizes):
+        while count - start >= size:
+            yield start, start + size
+            start += size
+
+
+def _state_key(node: ScanNode, state: State) -> tuple[str, str]:
+    return node.name, state.input

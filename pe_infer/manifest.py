@@ -1,0 +1,321 @@
+"""What a bundle says of itself: the models behind ``bundle.json``, format version 1.
+
+A manifest is data from outside: unknown keys, wrong types and numbers that are not finite are
+refused, nothing is converted. The dataflow between the nodes is checked in `pe_infer.program`, the
+files in `pe_infer.bundle`.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    PositiveInt,
+    model_validator,
+)
+
+from pe_infer.geometry import PatientGrid
+from pe_infer.result import Finding
+
+FORMAT_VERSION: Final = 1
+PREPROCESSING_VERSION: Final = 1  # of the kernel in this package, see `pe_infer.preprocess`
+SLAB: Final = "slab"  # the sequence that every program reads
+STUDY_LOGIT: Final = "study_logit"
+SLAB_LOGIT: Final = "slab_logit"
+
+Direction: TypeAlias = Literal["down", "up"]
+Precision: TypeAlias = Literal["reduced", "float32"]
+Identifier: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+TensorName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
+FileName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
+Shape: TypeAlias = tuple[PositiveInt, ...]
+Probability: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Value(BaseModel):
+    """Frozen, strict, no unknown keys. Attribute docstrings go into the JSON schema."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class Scope(_Value):
+    """Which series the bundle was made for. An empty list says nothing of that attribute."""
+
+    modality: tuple[str, ...] = ("CT",)
+    body_part: tuple[str, ...] = ()
+    """Accepted values of BodyPartExamined."""
+    contrast: Literal["required", "any", "forbidden"] = "any"
+
+
+class SequenceSpec(_Value):
+    """One named sequence: what is kept for each slab, or once for the study."""
+
+    shape: Shape
+    """Without the leading axis (slabs, or 1 for the study)."""
+    axes: tuple[Identifier, ...]
+    """A name for each entry of ``shape``."""
+    dtype: Literal["float32"] = "float32"
+    per: Literal["slab", "study"] = "slab"
+
+    @model_validator(mode="after")
+    def _one_name_per_axis(self) -> Self:
+        if len(self.axes) != len(self.shape):
+            raise ValueError(f"{len(self.axes)} axis names for the shape {self.shape}")
+        return self
+
+
+class Batch(_Value):
+    """How many slabs a map graph takes at once."""
+
+    min: Literal[1] = 1
+    max: PositiveInt = 1
+
+
+class State(_Value):
+    """A recurrent state: fed to ``input``, taken from ``output``, both (1, *shape) float32."""
+
+    input: TensorName
+    output: TensorName
+    shape: Shape
+    initial: FiniteFloat = 0.0
+    """Every element of the state before the first slab."""
+
+
+class _GraphNode(_Value):
+    name: Identifier
+    graph: FileName
+    inputs: Annotated[dict[TensorName, Identifier], Field(min_length=1)]
+    """Graph tensor to the sequence it reads."""
+    outputs: Annotated[dict[TensorName, Identifier], Field(min_length=1)]
+    """Graph tensor to the sequence it writes."""
+
+
+class MapNode(_GraphNode):
+    """A stateless graph: once per slab, or once per study if it reads reduced values."""
+
+    kind: Literal["map"]
+    precision: Precision = "reduced"
+    """``reduced`` lets an engine use its fastest floating-point type inside the graph."""
+    max_batch: PositiveInt | None = None
+    """The manifest's ``batch.max`` when absent."""
+
+
+class ScanNode(_GraphNode):
+    """A recurrent graph: one slab at a time, every tensor with a first axis of 1."""
+
+    kind: Literal["scan"]
+    direction: Direction
+    """``down``: by decreasing position, head to feet."""
+    states: Annotated[tuple[State, ...], Field(min_length=1)]
+    precision: Precision = "float32"
+
+    @model_validator(mode="after")
+    def _tensors_differ(self) -> Self:
+        for role, names in (
+            ("input", [*self.inputs, *(state.input for state in self.states)]),
+            ("output", [*self.outputs, *(state.output for state in self.states)]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"node {self.name!r}: an {role} tensor is named twice in {names}")
+        return self
+
+
+class ReduceNode(_Value):
+    """A built-in reduction of a whole sequence to one value per study."""
+
+    kind: Literal["reduce"]
+    name: Identifier
+    reducer: Literal["mean", "max"]
+    inputs: Annotated[dict[TensorName, Identifier], Field(min_length=1, max_length=1)]
+    outputs: Annotated[dict[TensorName, Identifier], Field(min_length=1, max_length=1)]
+
+
+GraphNode: TypeAlias = MapNode | ScanNode
+Node: TypeAlias = Annotated[MapNode | ScanNode | ReduceNode, Field(discriminator="kind")]
+
+
+class Calibration(_Value):
+    """From a logit to a probability: sigmoid(scale * logit + offset)."""
+
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    offset: FiniteFloat = 0.0
+
+    def probability(self, logit: float) -> float:
+        """The calibrated probability in [0, 1]."""
+        value = self.scale * logit + self.offset
+        if value >= 0:
+            return 1.0 / (1.0 + math.exp(-value))
+        power = math.exp(value)
+        return power / (1.0 + power)
+
+
+class OperatingPoint(_Value):
+    """A named threshold on the calibrated probability: positive from ``threshold`` on."""
+
+    name: Identifier
+    threshold: Probability
+    description: str = ""
+    measured: dict[str, JsonValue] = {}
+    """How it did: sensitivity, specificity, data set."""
+
+
+class ThresholdRule(_Value):
+    """A study is positive when its probability (output ``study_logit``) reaches the threshold."""
+
+    kind: Literal["threshold"]
+
+
+class ConsecutiveRule(_Value):
+    """A study is positive when ``count`` neighbouring slabs are (output ``slab_logit``)."""
+
+    kind: Literal["consecutive"]
+    count: PositiveInt
+    gated: Literal["skip", "break"] = "skip"
+    """``skip``: the slabs on both sides of gated ones are neighbours. ``break``: they are not."""
+    fewer: Literal["refuse", "shrink"] = "refuse"
+    """No run is as long as ``count``. ``refuse``: no score. ``shrink``: the longest run counts."""
+
+    def score(self, probabilities: Sequence[float | None]) -> float | None:
+        """The largest, over runs of ``count`` neighbours, of the run's smallest probability.
+
+        Args:
+            probabilities: Per slab in ascending position; ``None`` for a gated slab.
+
+        Returns:
+            The score, to be compared with the threshold, or ``None`` where the rule refuses to
+            answer.
+        """
+        runs: list[list[float]] = [[]]
+        for probability in probabilities:
+            if probability is not None:
+                runs[-1].append(probability)
+            elif self.gated == "break":
+                runs.append([])
+        longest = max(len(run) for run in runs)
+        if longest == 0 or (longest < self.count and self.fewer == "refuse"):
+            return None
+        count = min(self.count, longest)
+        return max(min(run[i : i + count]) for run in runs for i in range(len(run) - count + 1))
+
+
+Rule: TypeAlias = Annotated[ThresholdRule | ConsecutiveRule, Field(discriminator="kind")]
+
+
+class ProvisionalAlert(_Value):
+    """When to alert before the end: ``consecutive`` slabs at ``slab_probability`` or more."""
+
+    slab_probability: Probability
+    consecutive: PositiveInt
+
+
+class Tolerance(_Value):
+    """Largest deviation from the golden outputs, relative to max(1, largest golden value)."""
+
+    float32: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """When every node runs in float32."""
+    reduced: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5e-2
+    """When some node runs in a narrower type."""
+
+
+class Golden(_Value):
+    """The self-test: slabs and the outputs they must give (see `pe_infer.bundle.GoldenData`)."""
+
+    file: FileName
+    tolerance: Tolerance = Tolerance()
+
+
+class FileEntry(_Value):
+    """One file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(_Value):
+    """``bundle.json``: a study program and all that is needed to use it."""
+
+    format_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    version: Annotated[
+        str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,2}([-+.][0-9A-Za-z.-]+)?$", max_length=64)
+    ]
+    finding: Finding
+    scope: Scope
+    intended_use: str
+    preprocessing_version: PositiveInt
+    grid: PatientGrid
+    slab_channels: Literal["planes_ascending_windows_fastest"] = "planes_ascending_windows_fastest"
+    """Channel c of a slab is plane c // windows (ascending position) in window c % windows."""
+    min_slabs: PositiveInt = 1
+    """A study with fewer slabs is refused."""
+    batch: Batch = Batch()
+    sequences: dict[Identifier, SequenceSpec]
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
+    outputs: Annotated[dict[Identifier, Identifier], Field(min_length=1)]
+    """Output to sequence. ``study_logit`` or ``slab_logit`` drives the rule."""
+    calibration: Calibration = Calibration()
+    operating_points: Annotated[tuple[OperatingPoint, ...], Field(min_length=1)]
+    default_operating_point: Identifier
+    rule: Rule
+    provisional_alert: ProvisionalAlert | None = None
+    golden: Golden | None = None
+    files: dict[FileName, FileEntry]
+    training: dict[str, JsonValue] = {}
+    """Where the weights come from: data, code version, date, metrics."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _refuse_twice("node", [node.name for node in self.nodes])
+        _refuse_twice("operating point", [point.name for point in self.operating_points])
+        if self.default_operating_point not in {point.name for point in self.operating_points}:
+            raise ValueError(
+                f"default_operating_point {self.default_operating_point!r} is none of "
+                f"{[point.name for point in self.operating_points]}"
+            )
+        used = {node.graph for node in self.nodes if not isinstance(node, ReduceNode)}
+        if self.golden:
+            used.add(self.golden.file)
+        if unlisted := sorted(used - self.files.keys()):
+            raise ValueError(f"no sha256 in 'files' for {unlisted}")
+        needed = STUDY_LOGIT if isinstance(self.rule, ThresholdRule) else SLAB_LOGIT
+        if needed not in self.outputs:
+            raise ValueError(
+                f"rule {self.rule.kind!r} needs the output {needed!r}; outputs: "
+                f"{sorted(self.outputs)}"
+            )
+        if self.provisional_alert and SLAB_LOGIT not in self.outputs:
+            raise ValueError(
+                f"provisional_alert needs the output {SLAB_LOGIT!r}; outputs: "
+                f"{sorted(self.outputs)}"
+            )
+        return self
+
+    def operating_point(self, name: str | None = None) -> OperatingPoint | None:
+        """The operating point of that name or the default one; ``None`` if there is none."""
+        wanted = name or self.default_operating_point
+        return next((point for point in self.operating_points if point.name == wanted), None)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON schema of ``bundle.json``, as published in ``docs/bundle.schema.json``."""
+    schema = Manifest.model_json_schema()
+    for name in ("PatientGrid", "Gate", "Window"):  # their docstrings speak of Python
+        schema["$defs"][name].pop("description", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": f"pe_infer bundle manifest, format version {FORMAT_VERSION}",
+    }
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    ordered = sorted(names)
+    if twice := [a for a, b in pairwise(ordered) if a == b]:
+        raise ValueError(f"{what} {twice[0]!r} is defined twice")

@@ -1,0 +1,500 @@
+"""One CT instance into slices: attributes, padding, stored bits, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import (
+    FRAME_OF_REFERENCE,
+    SERIES,
+    STUDY,
+    changed,
+    ct_dataset,
+    enhanced_dataset,
+    items,
+    ramp,
+    save,
+    with_pixels,
+)
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from pe_infer.dicom import convert, slices_of
+from pe_infer.errors import Code, ConfigurationError, DicomError, GeometryError
+from pe_infer.geometry import SeriesInfo
+from pe_infer.result import Flag
+
+
+def refusal_of(dataset: Dataset) -> DicomError | GeometryError:
+    with pytest.raises((DicomError, GeometryError)) as caught:
+        convert(dataset)
+    return caught.value
+
+
+def test_classic_image_becomes_one_slice(tmp_path: Path) -> None:
+    path = save(
+        ct_dataset(
+            12.5,
+            RescaleSlope=2,
+            RescaleIntercept=-1024,
+            ContrastBolusAgent="OMNI",
+            BodyPartExamined="CHEST",
+            ConvolutionKernel="STANDARD",
+            SeriesDescription="CTPA",
+            ProtocolName="PE",
+            Manufacturer="ACME",
+        ),
+        tmp_path / "a.dcm",
+    )
+    (image,) = slices_of(path)
+    np.testing.assert_array_equal(image.pixels, ramp())
+    assert image.pixels.dtype == np.int16
+    assert image.pixels.flags.writeable
+    assert (image.rescale_slope, image.rescale_intercept) == (2.0, -1024.0)
+    geometry = image.geometry
+    assert (geometry.rows, geometry.cols) == (8, 10)
+    assert (geometry.row_spacing_mm, geometry.col_spacing_mm) == (0.7, 0.8)
+    assert geometry.image_position_mm == (-100.0, -90.0, 12.5)
+    assert geometry.thickness_mm == 1.25
+    assert image.frame_number is None
+    assert image.acquisition_number == 2
+    assert image.source == str(path)
+    assert image.series == SeriesInfo(
+        series_instance_uid=SERIES,
+        study_instance_uid=STUDY,
+        frame_of_reference_uid=FRAME_OF_REFERENCE,
+        modality="CT",
+        body_part_examined="CHEST",
+        protocol_name="PE",
+        series_description="CTPA",
+        contrast_bolus_agent="OMNI",
+        patient_position="HFS",
+        convolution_kernel="STANDARD",
+        manufacturer="ACME",
+        series_number=3,
+    )
+
+
+def test_dataset_is_converted_and_not_changed() -> None:
+    dataset = ct_dataset()
+    before = dataset.to_json()
+    (image,) = slices_of(dataset)
+    assert dataset.to_json() == before
+    assert image.sop_instance_uid == dataset.SOPInstanceUID
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="expected a DICOM file"):
+        convert(5)
+
+
+def test_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(DicomError, match="cannot be opened"):
+        convert(tmp_path)
+
+
+def test_messages_hold_no_patient_data() -> None:
+    for change in ({"RescaleSlope": None}, {"BitsAllocated": 32}, {"PixelData": b"\0\0"}):
+        assert "SECRET" not in str(refusal_of(ct_dataset(**change)))
+
+
+# --- rescale
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+def test_trap_rescale_is_not_assumed(keyword: str) -> None:
+    error = refusal_of(ct_dataset(**{keyword: None}))
+    assert error.code is Code.MISSING_ATTRIBUTE
+    assert keyword in str(error)
+
+
+def test_trap_rescale_is_not_ignored() -> None:
+    (image,) = slices_of(ct_dataset(RescaleSlope=0.5, RescaleIntercept=-1000))
+    assert (image.rescale_slope, image.rescale_intercept) == (0.5, -1000.0)
+
+
+def test_zero_slope_is_refused() -> None:
+    assert refusal_of(ct_dataset(RescaleSlope=0)).code is Code.INVALID_ATTRIBUTE
+
+
+@pytest.mark.parametrize("kind", ["US", "OD", "mgml", "HUX"])
+def test_values_that_are_no_hounsfield_units_are_refused(kind: str) -> None:
+    error = refusal_of(ct_dataset(RescaleType=kind))
+    assert error.code is Code.UNSUPPORTED_PIXELS
+    assert "RescaleType" in str(error)
+
+
+@pytest.mark.parametrize("kind", [None, "", "HU", "hu", "HU_MOD"])
+def test_rescale_type_may_be_absent(kind: str | None) -> None:
+    assert len(slices_of(ct_dataset(RescaleType=kind))) == 1
+
+
+def test_modality_lut_is_refused() -> None:
+    lut = items(LUTDescriptor=[2, 0, 16], ModalityLUTType="HU", LUTData=[0, 1])
+    error = refusal_of(ct_dataset(ModalityLUTSequence=lut))
+    assert error.code is Code.UNSUPPORTED_PIXELS
+
+
+# --- attributes
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SOPInstanceUID",
+        "SeriesInstanceUID",
+        "Modality",
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "PixelRepresentation",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "PixelData",
+    ],
+)
+def test_missing_attribute_is_named(keyword: str, tmp_path: Path) -> None:
+    path = save(ct_dataset(**{keyword: None}), tmp_path / "part.dcm")
+    with pytest.raises(DicomError) as caught:
+        convert(path)
+    assert caught.value.code is Code.MISSING_ATTRIBUTE
+    assert keyword in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "PixelSpacing", "RescaleSlope"])
+def test_empty_attribute_is_missing(keyword: str) -> None:
+    assert refusal_of(ct_dataset(**{keyword: ""})).code is Code.MISSING_ATTRIBUTE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ImagePositionPatient": [1, 2]},
+        {"PixelSpacing": [0.7]},
+        {"RescaleSlope": [1, 2]},
+        {"BitsStored": 17},
+        {"BitsStored": 0},
+        {"HighBit": 16},
+        {"PixelRepresentation": 2},
+        {"Rows": 0},
+        {"Columns": 65535},
+        {"NumberOfFrames": 2},
+        {"NumberOfFrames": 0},
+    ],
+)
+def test_attribute_without_sense_is_refused(change: dict[str, object]) -> None:
+    error = refusal_of(ct_dataset(**change))
+    assert error.code is Code.INVALID_ATTRIBUTE
+    assert next(iter(change)) in str(error)
+
+
+def test_optional_attributes_may_be_absent_or_empty() -> None:
+    (image,) = slices_of(
+        ct_dataset(
+            SliceThickness=None,
+            AcquisitionNumber="",
+            SeriesNumber=None,
+            PatientPosition=None,
+            FrameOfReferenceUID=None,
+            ContrastBolusAgent="",
+            StudyInstanceUID=None,
+        )
+    )
+    assert image.geometry.thickness_mm is None
+    assert image.acquisition_number is None
+    assert image.series.series_number is None
+    assert image.series.contrast_bolus_agent is None
+
+
+def test_thickness_of_zero_is_unknown() -> None:
+    assert slices_of(ct_dataset(SliceThickness=0))[0].geometry.thickness_mm is None
+
+
+# --- place in the patient
+
+
+def test_trap_orientation_vectors_that_are_not_exactly_unit_length() -> None:
+    axes = [0.9999, 0, 0, 0, 1.0002, 0]
+    (image,) = slices_of(ct_dataset(ImageOrientationPatient=axes))
+    assert image.geometry.row_direction == (1.0, 0.0, 0.0)
+    assert image.geometry.col_direction == (0.0, 1.0, 0.0)
+
+
+def test_bad_geometry_names_the_file(tmp_path: Path) -> None:
+    path = save(ct_dataset(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), tmp_path / "skew.dcm")
+    with pytest.raises(GeometryError, match=r"skew\.dcm") as caught:
+        convert(path)
+    assert caught.value.code is Code.BAD_GEOMETRY
+
+
+def test_coronal_image_is_refused() -> None:
+    error = refusal_of(ct_dataset(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]))
+    assert error.code is Code.NON_AXIAL
+
+
+@pytest.mark.parametrize(
+    ("position", "flag"),
+    [
+        ("HFP", Flag.PRONE),
+        ("FFP", Flag.PRONE),
+        ("HFDR", Flag.DECUBITUS),
+        ("FFDL", Flag.DECUBITUS),
+    ],
+)
+def test_posture_is_flagged(position: str, flag: Flag) -> None:
+    assert [f.flag for f in convert(ct_dataset(PatientPosition=position)).flags] == [flag]
+
+
+@pytest.mark.parametrize("position", ["HFS", "FFS"])
+def test_supine_is_not_flagged(position: str) -> None:
+    assert convert(ct_dataset(PatientPosition=position)).flags == ()
+
+
+def test_prone_is_seen_in_the_orientation_if_the_position_is_missing() -> None:
+    upside_down = [-1, 0, 0, 0, -1, 0]
+    found = convert(ct_dataset(PatientPosition=None, ImageOrientationPatient=upside_down))
+    assert [f.flag for f in found.flags] == [Flag.PRONE]
+    assert convert(ct_dataset(ImageOrientationPatient=upside_down)).flags == ()
+
+
+# --- kinds of images
+
+
+@pytest.mark.parametrize(
+    "image_type",
+    [
+        ["ORIGINAL", "PRIMARY", "LOCALIZER"],
+        ["ORIGINAL", "PRIMARY", "LOCALIZER", "CT_SOM5 TOP"],
+        ["DERIVED", "SECONDARY", "REF_SURVIEW"],
+        ["DERIVED", "SECONDARY", "DOSE_INFO"],
+        ["DERIVED", "SECONDARY", "SCREEN SAVE"],
+        ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"],
+        ["DERIVED", "PRIMARY", "PERFUSION", "RCBF"],
+    ],
+)
+def test_trap_localizers_mixed_in(image_type: list[str]) -> None:
+    error = refusal_of(ct_dataset(ImageType=image_type))
+    assert error.code is Code.NOT_AXIAL_IMAGE
+    assert "Send the axial CT reconstruction" in str(error)
+
+
+def test_secondary_capture_with_modality_ct_is_no_slice() -> None:
+    error = refusal_of(ct_dataset(SOPClassUID=SecondaryCaptureImageStorage))
+    assert error.code is Code.NOT_AXIAL_IMAGE
+    assert "Secondary Capture" in str(error)
+
+
+def test_other_modalities_are_no_ct() -> None:
+    assert refusal_of(ct_dataset(Modality="PT")).code is Code.NOT_CT
+    magnetic = ct_dataset(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
+    assert refusal_of(magnetic).code is Code.NOT_CT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3},
+        {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31},
+        {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0},
+    ],
+)
+def test_pixels_of_other_kinds_are_refused(change: dict[str, object]) -> None:
+    assert refusal_of(ct_dataset(**change)).code is Code.UNSUPPORTED_PIXELS
+
+
+# --- stored bits
+
+
+def test_garbage_above_the_stored_bits_is_dropped() -> None:
+    values = np.array([[0, 1, 4095], [2048, 24, 1024]], np.uint16)
+    garbage = values | np.uint16(0xF000)
+    dataset = with_pixels(ct_dataset(), garbage, bits=12, high_bit=11, signed=False)
+    (image,) = slices_of(dataset)
+    assert image.pixels.dtype == np.uint16
+    np.testing.assert_array_equal(image.pixels, values)
+
+
+def test_signed_values_get_their_sign_from_the_stored_bits() -> None:
+    values = np.array([[-2048, -1, 0], [1, 2047, -1024]], np.int16)
+    bits = values.view(np.uint16) & np.uint16(0x0FFF)
+    dataset = with_pixels(ct_dataset(), bits, bits=12, high_bit=11, signed=True)
+    np.testing.assert_array_equal(slices_of(dataset)[0].pixels, values)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_values_that_do_not_start_at_bit_0_are_shifted(signed: bool) -> None:
+    low, high = (-2048, 2047) if signed else (0, 4095)
+    values = np.array([[low, 0, high], [7, 100, 1024]], np.int16 if signed else np.uint16)
+    bits = (values.view(np.uint16) << 4) | np.uint16(0x000A)
+    dataset = with_pixels(ct_dataset(), bits, bits=12, high_bit=15, signed=signed)
+    (image,) = slices_of(dataset)
+    assert image.pixels.dtype == values.dtype
+    np.testing.assert_array_equal(image.pixels, values)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1"])
+def test_8_bit_images_are_widened(kind: str) -> None:
+    values = (np.arange(9) * 13 - (60 if kind == "i1" else 0)).reshape(3, 3).astype(kind)
+    (image,) = slices_of(ct_dataset(pixels=values, RescaleSlope=16))
+    assert image.pixels.dtype == (np.int16 if kind == "i1" else np.uint16)
+    np.testing.assert_array_equal(image.pixels, values)
+
+
+def test_unsigned_16_bit_images_keep_large_values() -> None:
+    values = np.array([[0, 40000], [65535, 1]], np.uint16)
+    np.testing.assert_array_equal(slices_of(ct_dataset(pixels=values))[0].pixels, values)
+
+
+# --- padding
+
+
+def padded(value: int = -2000) -> np.ndarray:
+    pixels = ramp()
+    pixels[0, :3] = value
+    return pixels
+
+
+def test_padding_is_taken() -> None:
+    dataset = ct_dataset(pixels=padded())
+    dataset.add_new("PixelPaddingValue", "SS", -2000)
+    assert slices_of(dataset)[0].padding == (-2000, -2000)
+
+
+def test_trap_padding_stored_unsigned_for_signed_pixels() -> None:
+    dataset = ct_dataset(pixels=padded())
+    dataset.add_new("PixelPaddingValue", "US", 63536)
+    assert slices_of(dataset)[0].padding == (-2000, -2000)
+
+
+def test_padding_stored_signed_for_unsigned_pixels() -> None:
+    values = np.array([[63536, 1], [2, 3]], np.uint16)
+    dataset = ct_dataset(pixels=values, RescaleSlope=1, RescaleIntercept=-1024)
+    dataset.add_new("PixelPaddingValue", "SS", -2000)
+    assert slices_of(dataset)[0].padding == (63536, 63536)
+
+
+@pytest.mark.parametrize(("value", "limit"), [(-2000, -1500), (-1500, -2000)])
+def test_padding_range_comes_in_either_order(value: int, limit: int) -> None:
+    dataset = ct_dataset()
+    dataset.add_new("PixelPaddingValue", "SS", value)
+    dataset.add_new("PixelPaddingRangeLimit", "SS", limit)
+    assert slices_of(dataset)[0].padding == (-2000, -1500)
+
+
+def test_padding_of_8_bit_signed_pixels_may_be_unsigned() -> None:
+    dataset = ct_dataset(pixels=np.full((2, 2), -128, np.int8), RescaleSlope=10)
+    dataset.add_new("PixelPaddingValue", "US", 128)
+    assert slices_of(dataset)[0].padding == (-128, -128)
+
+
+def test_trap_padding_declared_and_not_used_does_not_erase_tissue() -> None:
+    pixels = np.full((6, 6), -1000, np.int16)
+    pixels[2:4, 2:4] = 0  # water, where 0 is declared as padding
+    dataset = ct_dataset(pixels=pixels)
+    dataset.add_new("PixelPaddingValue", "SS", 0)
+    assert slices_of(dataset)[0].padding is None
+
+
+def test_dense_padding_is_believed_if_a_corner_has_it() -> None:
+    pixels = np.full((6, 6), -1000, np.int16)
+    pixels[-1, 0] = 0
+    dataset = ct_dataset(pixels=pixels)
+    dataset.add_new("PixelPaddingValue", "SS", 0)
+    assert slices_of(dataset)[0].padding == (0, 0)
+
+
+def test_trap_padding_outside_of_the_stored_bits_stays_padding() -> None:
+    # -2000 as 16 bits, in an image of 12 unsigned bits: masking it would make it tissue of 2096.
+    values = np.array([[63536, 0, 4095], [0xF000 | 1024, 63536, 7]], np.uint16)
+    dataset = with_pixels(ct_dataset(), values, bits=12, high_bit=11, signed=False)
+    dataset.RescaleIntercept = -1024
+    dataset.add_new("PixelPaddingValue", "US", 63536)
+    (image,) = slices_of(dataset)
+    assert image.padding == (63536, 63536)
+    np.testing.assert_array_equal(image.pixels, [[63536, 0, 4095], [1024, 63536, 7]])
+
+
+def test_negative_padding_in_12_signed_bits() -> None:
+    values = np.array([[-2000, 0], [100, 2047]], np.int16)
+    bits = values.view(np.uint16) & np.uint16(0x0FFF)
+    dataset = with_pixels(ct_dataset(), bits, bits=12, high_bit=11, signed=True)
+    dataset.add_new("PixelPaddingValue", "US", 0x0830)  # -2000 in 12 bits
+    (image,) = slices_of(dataset)
+    assert image.padding == (-2000, -2000)
+    assert image.pixels[0, 0] == -2000
+
+
+# --- enhanced images
+
+
+def test_trap_enhanced_multi_frame_ct() -> None:
+    (high, low) = slices_of(enhanced_dataset([7.5, 5.0]))
+    assert [s.frame_number for s in (high, low)] == [1, 2]
+    assert [s.geometry.image_position_mm[2] for s in (high, low)] == [7.5, 5.0]
+    np.testing.assert_array_equal(low.pixels, high.pixels + 1)
+    assert high.geometry.col_spacing_mm == 0.8
+    assert high.geometry.thickness_mm == 1.25
+    assert high.acquisition_number == 4
+    assert high.sop_instance_uid == low.sop_instance_uid
+    assert high.series.convolution_kernel == "STANDARD"
+    assert "frame 2" in low.source
+
+
+def test_group_of_the_frame_comes_before_the_shared_one() -> None:
+    dataset = enhanced_dataset([0.0, 2.0])
+    second = dataset.PerFrameFunctionalGroupsSequence[1]
+    second.PixelValueTransformationSequence = items(RescaleSlope=3, RescaleIntercept=-7)
+    first, other = slices_of(dataset)
+    assert (first.rescale_slope, other.rescale_slope) == (1.0, 3.0)
+    assert other.rescale_intercept == -7.0
+
+
+def test_contrast_and_anatomy_of_an_enhanced_image() -> None:
+    dataset = enhanced_dataset([0.0], ContrastBolusAgentSequence=items(CodeMeaning="Iohexol"))
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.FrameAnatomySequence = items(AnatomicRegionSequence=items(CodeMeaning="Chest"))
+    info = slices_of(dataset)[0].series
+    assert info.contrast_bolus_agent == "Iohexol"
+    assert info.body_part_examined == "CHEST"
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["PixelMeasuresSequence", "PlaneOrientationSequence", "PixelValueTransformationSequence"],
+)
+def test_missing_functional_group_is_named(group: str) -> None:
+    dataset = enhanced_dataset([0.0])
+    del dataset.SharedFunctionalGroupsSequence[0][group]
+    error = refusal_of(dataset)
+    assert error.code is Code.MISSING_ATTRIBUTE
+    assert group in str(error)
+
+
+def test_trap_frame_without_position_is_refused() -> None:
+    dataset = enhanced_dataset([0.0, 2.0])
+    del dataset.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence
+    error = refusal_of(dataset)
+    assert error.code is Code.MISSING_ATTRIBUTE
+    assert "frame 2" in str(error)
+
+
+def test_frames_that_are_no_slices_are_refused() -> None:
+    dataset = enhanced_dataset([0.0, 2.0])
+    second = dataset.PerFrameFunctionalGroupsSequence[1]
+    second.CTImageFrameTypeSequence = items(FrameType=["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"])
+    error = refusal_of(dataset)
+    assert error.code is Code.NOT_AXIAL_IMAGE
+    assert "frame 2" in str(error)
+
+
+def test_number_of_frames_must_agree() -> None:
+    dataset = changed(enhanced_dataset([0.0, 2.0]), NumberOfFrames=3)
+    assert refusal_of(dataset).code is Code.INVALID_ATTRIBUTE
+    no_frames = changed(enhanced_dataset([0.0]), PerFrameFunctionalGroupsSequence=None)
+    assert refusal_of(no_frames).code is Code.MISSING_ATTRIBUTE
