@@ -9,7 +9,7 @@ NATIVE := setup.py CMakeLists.txt $(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-cpp test-dist test-export lint format bench clean
+.PHONY: help demo test test-cpp test-dist test-export lint format schemas bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,9 @@ format: $(VENV)/lint  ## apply ruff and clang-format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_infer/*.h)
+
+schemas: $(VENV)/installed  ## write docs/*.schema.json
+	$(BIN)/python -m pe_infer.schemas docs
 
 bench: $(VENV)/installed  ## latency of a 300-slice study on this machine
 	$(BIN)/python benchmarks/latency.py

@@ -1,5 +1,7 @@
 """Hypothesis strategies for slices, grids and studies."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -17,6 +19,9 @@ AXIAL_ORIENTATIONS = [
     ((1.0, 0.0, 0.0), (0.0, 0.9483, -0.3173)),  # a tilted gantry
     ((0.9994, 0.0349, 0.0), (-0.0349, 0.9994, 0.0)),  # not exactly of unit length
 ]
+
+REGULAR = list(range(0, 100_000, 1000))
+LUNG_HU = -800
 
 spacings_mm = st.floats(0.3, 2.5)
 rescales = st.sampled_from(
@@ -116,3 +121,20 @@ def positions(draw: st.DrawFn) -> list[int]:
     )
     start = draw(st.integers(-300_000, 300_000))
     return [start + sum(steps[:k]) for k in range(len(steps) + 1)]
+
+
+def body(images: list[Slice], organ_um: range) -> list[Slice]:
+    """Tissue with an organ in the middle, where ``organ_um`` says."""
+    made = []
+    for image in images:
+        pixels = np.full(image.pixels.shape, 40, np.int16)
+        if image.position_um in organ_um:
+            pixels[2:6, 2:6] = LUNG_HU
+        geometry = replace(
+            image.geometry,
+            row_spacing_mm=10.0,
+            col_spacing_mm=10.0,
+            image_position_mm=(-35, -35, image.position_um / 1000),
+        )
+        made.append(replace(image, pixels=pixels, geometry=geometry))
+    return made

@@ -1,6 +1,6 @@
 """Small bundles: a PE-like down-up stack, and a RADnet-like bidirectional one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ PLANES = 3
 HIDDEN = 2
 OPSET = 17
 
+Kind = Callable[[], tuple[dict[str, Any], dict[str, bytes]]]
 Weights = Mapping[str, NDArray[Any]]
 
 
@@ -259,3 +260,11 @@ def write_toy(folder: Path, kind: str = "pe_like") -> Bundle:
     """A complete bundle with golden data."""
     document, files = {"pe_like": pe_like, "radnet_like": radnet_like}[kind]()
     return build_bundle(folder, document, files, golden_slabs())
+
+
+def make(folder: Path, kind: Kind = pe_like, **changes: Any) -> Path:
+    """A toy bundle with other values in its manifest; ``grid`` is merged into the grid."""
+    document, files = kind()
+    document["grid"] = {**document["grid"], **changes.pop("grid", {})}
+    build_bundle(folder, {**document, **changes}, files, golden_slabs())
+    return folder

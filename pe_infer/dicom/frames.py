@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from pe_infer.dicom.attributes import Attributes
-from pe_infer.dicom.pixels import PixelLayout
+from pe_infer.dicom.layout import PixelLayout
 from pe_infer.errors import Code, DicomError
 
 MULTI_FRAME_CLASSES = frozenset({EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})

@@ -19,7 +19,7 @@ from pe_infer.dicom.frames import (
     frames_of,
     image_type_of,
 )
-from pe_infer.dicom.pixels import PixelLayout, pixel_layout
+from pe_infer.dicom.layout import PixelLayout, pixel_layout
 from pe_infer.dicom.reading import Quiet, transfer_syntax_of
 from pe_infer.errors import Code, DicomError, GeometryError
 from pe_infer.geometry import SeriesInfo, SliceGeometry, Vector

@@ -212,7 +212,9 @@ def test_starting_over_gives_the_same_values(cell: Engine) -> None:
         ({"x": np.float32(1.0)}, "'x'"),
     ],
 )
-def test_refuses_inputs_that_do_not_fit(cell: Engine, change: dict[str, Tensor], named: str) -> None:
+def test_refuses_inputs_that_do_not_fit(
+    cell: Engine, change: dict[str, Tensor], named: str
+) -> None:
     session = cell.session()
     good = cell_inputs(1)
     expected = session.run(good)["y"].copy()
@@ -249,7 +251,9 @@ def test_refuses_a_batch_it_was_not_compiled_for(encoder: Engine) -> None:
     assert caught.value.code == Code.ENGINE_INPUT
 
 
-@pytest.mark.parametrize(("wanted", "allowed", "sizes"), [(4, 4, (1, 4)), (8, 4, (1, 4)), (4, 1, (1,))])
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "sizes"), [(4, 4, (1, 4)), (8, 4, (1, 4)), (4, 1, (1,))]
+)
 def test_batches_on_request(
     make: MakeRuntime, wanted: int, allowed: int, sizes: tuple[int, ...]
 ) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"detector"},
     {"report", "node"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "schemas"},
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 # Reading files and making phantoms need no program and no stream.

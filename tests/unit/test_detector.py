@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import positions, study
-from toy_bundles import golden_slabs, pe_like, radnet_like
+from strategies import REGULAR, body, positions, study
+from toy_bundles import make, radnet_like
 
 from pe_infer import (
     ConfigurationError,
@@ -31,22 +31,11 @@ from pe_infer import (
     StreamTimeoutError,
     StudyResult,
 )
-from pe_infer.bundle_check import build_bundle
 from pe_infer.dicom import write_series
 from pe_infer.errors import Code
 from pe_infer.executor import Executor
 from pe_infer.result import result_schema
 from pe_infer.stream import MAX_PENDING_SLABS
-
-REGULAR = list(range(0, 100_000, 1000))
-LUNG = -800
-
-
-def make(folder: Path, kind: Any = pe_like, **changes: Any) -> Path:
-    document, files = kind()
-    document["grid"] = {**document["grid"], **changes.pop("grid", {})}
-    build_bundle(folder, {**document, **changes}, files, golden_slabs())
-    return folder
 
 
 def detector_of(folder: Path, **options: Any) -> Detector:
@@ -69,23 +58,6 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
     folder = make(tmp_path_factory.mktemp("gated") / "bundle", grid={"gate": gate}, min_slabs=2)
     with detector_of(folder, engine="onnxruntime") as made:
         yield made
-
-
-def body(images: list[Slice], organ_um: range) -> list[Slice]:
-    """Tissue with an organ in the middle, where ``organ_um`` says."""
-    made = []
-    for image in images:
-        pixels = np.full(image.pixels.shape, 40, np.int16)
-        if image.position_um in organ_um:
-            pixels[2:6, 2:6] = LUNG
-        geometry = replace(
-            image.geometry,
-            row_spacing_mm=10.0,
-            col_spacing_mm=10.0,
-            image_position_mm=(-35, -35, image.position_um / 1000),
-        )
-        made.append(replace(image, pixels=pixels, geometry=geometry))
-    return made
 
 
 def streamed(detector: Detector, images: list[Slice]) -> StudyResult:

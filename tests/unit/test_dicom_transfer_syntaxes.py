@@ -184,7 +184,8 @@ def jpeg_header(rows: int, cols: int, bits: int, marker: int = 0xC1) -> bytes:
     """Return a JPEG codestream that has a header and an end, and no image."""
     frame = b"\xff" + bytes([marker]) + b"\x00\x0b" + bytes([bits])
     size = rows.to_bytes(2, "big") + cols.to_bytes(2, "big") + b"\x01\x01\x11\x00"
-    return b"\xff\xd8\xff\xe0\x00\x04ab\xff" + frame + size + b"\xff\xd9"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    return b"\xff\xd8\xff\xe0\x00\x04ab" + frame + size + scan + b"\xff\xd9"
 
 
 def test_12_bit_lossy_jpeg_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +250,7 @@ def test_pixels_that_are_no_codestream_are_refused(syntax: UID) -> None:
     dataset = ct_dataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.PixelData = encapsulate([b"this is no image" * 20])
-    with pytest.raises(DicomError, match="no JPEG image"):
+    with pytest.raises(DicomError, match="holds no image"):
         convert(dataset)
 
 

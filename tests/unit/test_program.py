@@ -149,9 +149,15 @@ def node_of(document: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (lambda d: node_of(d, "score")["inputs"].update(x="hiden"), "'score' reads sequence 'hiden'"),
+        (
+            lambda d: node_of(d, "score")["inputs"].update(x="hiden"),
+            "'score' reads sequence 'hiden'",
+        ),
         (lambda d: d["outputs"].update(attention="nothing"), "'nothing', which no node writes"),
-        (lambda d: node_of(d, "score")["outputs"].update(logit="slab"), "'slab' is written by the grid"),
+        (
+            lambda d: node_of(d, "score")["outputs"].update(logit="slab"),
+            "'slab' is written by the grid",
+        ),
         (
             lambda d: node_of(d, "score")["outputs"].update(logit="gates_up"),
             "'gates_up' is written by node 'project_up' and by node 'score'",
@@ -161,11 +167,17 @@ def node_of(document: dict[str, Any], name: str) -> dict[str, Any]:
             "nodes wait for each other: {'down': [\"node 'up'\"]",
         ),
         (lambda d: d["outputs"].pop("study_logit"), "needs the output 'study_logit'"),
-        (lambda d: d["outputs"].update(study_logit="score", mean="study_logit"), "a value per slab"),
+        (
+            lambda d: d["outputs"].update(study_logit="score", mean="study_logit"),
+            "a value per slab",
+        ),
         (lambda d: d["outputs"].update(slab_logit="study_logit"), "needs a value per slab"),
         (lambda d: d["outputs"].update(slab_logit="attention"), "must be one number"),
         (lambda d: d["sequences"].pop("gates_up"), "differing: ['gates_up']"),
-        (lambda d: d["sequences"]["score"].update(per="study"), "value per study, it has one per slab"),
+        (
+            lambda d: d["sequences"]["score"].update(per="study"),
+            "value per study, it has one per slab",
+        ),
         (lambda d: d["grid"].update(rows=9), "the grid gives (3, 9, 8)"),
     ],
 )
@@ -247,9 +259,7 @@ def test_agrees_with_the_program_written_out_by_hand(
 
     down = scan("down", gates[::-1], 0.0)[::-1]
     gates_up = [graphs["project_up"].run({"x": y})["y"].copy() for y in down]
-    scores = [
-        graphs["score"].run({"x": y})["logit"].copy() for y in scan("up", gates_up, 0.25)
-    ]
+    scores = [graphs["score"].run({"x": y})["logit"].copy() for y in scan("up", gates_up, 0.25)]
 
     outputs = run(compiled, "down")
 
@@ -330,9 +340,7 @@ def test_outputs_belong_to_the_caller(compiled: CompiledProgram) -> None:
     assert_same(executor.finish(), run(compiled, "down"))
 
 
-def test_a_bidirectional_program_needs_both_ways(
-    both_ways: Bundle, runtime: FakeRuntime
-) -> None:
+def test_a_bidirectional_program_needs_both_ways(both_ways: Bundle, runtime: FakeRuntime) -> None:
     compiled = CompiledProgram.compile(both_ways, runtime)
     down, up = run(compiled, "down"), run(compiled, "up")
 
@@ -399,7 +407,9 @@ def test_slabs_of_another_shape_or_type_are_refused(
     compiled: CompiledProgram, tensor: Tensor
 ) -> None:
     executor = compiled.executor("down")
-    with pytest.raises(EngineError, match=r"slab at 0 um .* expected float32 \(3, 8, 8\)") as caught:
+    with pytest.raises(
+        EngineError, match=r"slab at 0 um .* expected float32 \(3, 8, 8\)"
+    ) as caught:
         executor.push([(0, tensor)])
     assert caught.value.code == Code.ENGINE_INPUT
     assert executor.slab_count == 0
@@ -563,7 +573,9 @@ def with_head(tmp_path: Path, reducer: str) -> Bundle:
     """The reduction moved before the last graph, which then runs once per study."""
     document, files = toy.pe_like()
     by_name = {node["name"]: node for node in document["nodes"]}
-    by_name["study_logit"].update(reducer=reducer, inputs={"x": "hidden_up"}, outputs={"y": "pooled"})
+    by_name["study_logit"].update(
+        reducer=reducer, inputs={"x": "hidden_up"}, outputs={"y": "pooled"}
+    )
     by_name["score"].update(inputs={"x": "pooled"}, outputs={"logit": "study_logit"})
     return toy.build_bundle(tmp_path / reducer, document, files, toy.golden_slabs())
 
