@@ -1,0 +1,201 @@
+"""How a volume is sampled, and what an acquisition adds to it: kernel, noise, streaks, table."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from pe_infer.phantom.config import PhantomConfig
+from pe_infer.phantom.frame import Frame
+from pe_infer.phantom.raster import F32
+from pe_infer.phantom.sampling import Draw
+
+_SUBPLANE_MM = 1.25
+_LUNG_TOP_MM = 101.0  # reference
+_LUNG_BOTTOM_MM = -158.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where the samples lie.
+
+    Attributes:
+        matrix: Rows and columns.
+        pixel_mm: Distance of pixels.
+        first_pixel_mm: (x, y) of the centre of pixel (0, 0).
+        z_mm: (n,) positions of the slices, ascending.
+        spacing_mm: Distance of slices.
+        thickness_mm: Width of the slice profile.
+        subplane_mm: Distance of the planes that are averaged into slices.
+        first_subplane_mm: Position of plane 0.
+    """
+
+    matrix: int
+    pixel_mm: float
+    first_pixel_mm: tuple[float, float]
+    z_mm: NDArray[np.float64]
+    spacing_mm: float
+    thickness_mm: float
+    subplane_mm: float
+    first_subplane_mm: float
+
+    def axis(self, which: int) -> NDArray[np.float64]:
+        """Return pixel centres along x (0) or y (1) in mm."""
+        offsets = self.pixel_mm * np.arange(self.matrix, dtype=np.float64)
+        return np.asarray(self.first_pixel_mm[which] + offsets, np.float64)
+
+    def profile(self, index: int) -> tuple[int, F32]:
+        """Return a slice's first sub-plane and the weights from there on (they sum to 1)."""
+        half, step = self.thickness_mm / 2, self.subplane_mm
+        low = (self.z_mm[index] - half - self.first_subplane_mm) / step
+        high = (self.z_mm[index] + half - self.first_subplane_mm) / step
+        planes = np.arange(int(np.floor(low + 0.5 + 1e-6)), int(np.ceil(high - 0.5 - 1e-6)) + 1)
+        weights = np.minimum(planes + 0.5, high) - np.maximum(planes - 0.5, low)
+        return int(planes[0]), np.asarray(weights / weights.sum(), np.float32)
+
+
+def sample_layout(draw: Draw, config: PhantomConfig, frame: Frame) -> Layout:
+    """Draw the sampling: complete lungs with a random margin, and a random phase."""
+    pixel = draw.uniform("pixel_spacing_mm", config.pixel_spacing_mm)
+    spacing = round(draw.uniform("slice_spacing_mm", config.slice_spacing_mm), 3)
+    thickness = spacing * draw.uniform("thickness_per_spacing", config.thickness_per_spacing)
+    top = frame.scale[2] * _LUNG_TOP_MM + draw.uniform("above_mm", config.coverage_above_lungs_mm)
+    bottom = frame.scale[2] * _LUNG_BOTTOM_MM - draw.uniform(
+        "below_mm", config.coverage_below_lungs_mm
+    )
+    count = max(2, int((top - bottom) / spacing) + 1)
+    bottom_mm = round(frame.shift_mm[2] + bottom, 3)
+    z = np.asarray(bottom_mm + spacing * np.arange(count), np.float64)
+    # The patient lies off the middle of the field of view by the frame's shift.
+    half = (config.matrix - 1) / 2 * pixel
+    per_slice = max(1, int(np.ceil(spacing / _SUBPLANE_MM - 1e-9)))
+    step = spacing / per_slice
+    return Layout(
+        matrix=config.matrix,
+        pixel_mm=pixel,
+        first_pixel_mm=(-half, 12.0 - half),
+        z_mm=z,
+        spacing_mm=spacing,
+        thickness_mm=thickness,
+        subplane_mm=step,
+        first_subplane_mm=float(z[0]) - spacing / 2 + step / 2,
+    )
+
+
+class Noise:
+    """Band-passed noise of unit variance: each slice mixes random windows of a few large fields."""
+
+    _FIELDS = 5
+    _MARGIN = 160
+
+    def __init__(
+        self, rng: np.random.Generator, size: int, pixel_mm: float, sharpness: float
+    ) -> None:
+        """Filter the fields; ``sharpness`` 0 is a soft tissue kernel, 1 a lung kernel."""
+        n = int(fft.next_fast_len(size + self._MARGIN, real=True))
+        fy, fx = np.fft.fftfreq(n, pixel_mm)[:, None], np.fft.rfftfreq(n, pixel_mm)[None, :]
+        cycles = np.hypot(fy, fx).astype(np.float32)
+        cut = 0.32 + 0.38 * sharpness  # per mm
+        shape = (cycles + 0.02) ** (0.5 + 0.4 * sharpness) * np.exp(-((cycles / cut) ** 3))
+        self._size = size
+        self._fields: list[F32] = []
+        for _ in range(self._FIELDS):
+            white = rng.standard_normal((n, n), dtype=np.float32)
+            field = fft.irfft2(fft.rfft2(white) * shape, s=(n, n)).astype(np.float32)
+            self._fields.append(np.asarray(field / field.std(), np.float32))
+
+    def slice(self, rng: np.random.Generator) -> F32:
+        """Return (size, size) float32 of unit variance."""
+        first, second = rng.permutation(self._FIELDS)[:2]
+        angle = rng.uniform(0, 2 * np.pi)
+        out = self._window(int(first), rng) * np.float32(np.cos(angle))
+        out += self._window(int(second), rng) * np.float32(np.sin(angle))
+        return out
+
+    def _window(self, index: int, rng: np.random.Generator) -> F32:
+        field = self._fields[index]
+        y, x = rng.integers(0, field.shape[0] - self._size + 1, 2)
+        window = field[y : y + self._size, x : x + self._size]
+        flips = rng.integers(0, 2, 3)
+        if flips[2]:
+            window = window.T
+        return window[:: 1 - 2 * int(flips[0]), :: 1 - 2 * int(flips[1])]
+
+
+class Streaks:
+    """Fan-shaped dark and bright streaks around one point, from a few prepared patterns."""
+
+    _PATTERNS = 4
+
+    def __init__(self, rng: np.random.Generator, pixel_mm: float, reach_mm: float = 85.0) -> None:
+        """Prepare patterns that fade out at ``reach_mm``."""
+        self._half = int(reach_mm / pixel_mm)
+        axis = np.arange(-self._half, self._half + 1) * pixel_mm
+        radius = np.hypot(axis[:, None], axis[None, :])
+        angle = np.arctan2(axis[:, None], axis[None, :])
+        fade = np.clip(1 - radius / reach_mm, 0, 1) * np.clip(radius / 9.0, 0, 1)
+        self._patterns: list[F32] = []
+        for _ in range(self._PATTERNS):
+            wave = sum(
+                rng.normal() * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+                for k in (3, 5, 8, 13, 19, 26)
+            )
+            sharp = np.sign(wave) * np.abs(wave) ** 1.3
+            self._patterns.append((sharp / np.abs(sharp).std() * 0.5 * fade).astype(np.float32))
+
+    def add(
+        self, hu: F32, row: float, col: float, amplitude_hu: float, rng: np.random.Generator
+    ) -> None:
+        """Add a mix of two patterns centred on a pixel, in place."""
+        first, second = rng.permutation(self._PATTERNS)[:2]
+        share = rng.uniform(0.3, 0.7)
+        r0, c0 = round(row) - self._half, round(col) - self._half
+        size = 2 * self._half + 1
+        a, b = max(r0, 0), min(r0 + size, hu.shape[0])
+        c, d = max(c0, 0), min(c0 + size, hu.shape[1])
+        if a >= b or c >= d:
+            return
+        part = (slice(a - r0, b - r0), slice(c - c0, d - c0))
+        pattern = self._patterns[first][part] * np.float32(share * amplitude_hu)
+        pattern += self._patterns[second][part] * np.float32((1 - share) * amplitude_hu)
+        hu[a:b, c:d] += pattern
+
+
+def table_background(draw: Draw, layout: Layout, back_mm: float) -> F32:
+    """Return (rows, cols) HU of the empty field of view: air, mattress and a table."""
+    x, y = layout.axis(0)[None, :].astype(np.float32), layout.axis(1)[:, None].astype(np.float32)
+    hu = np.full((layout.matrix, layout.matrix), -1000.0, np.float32)
+    width = draw.uniform("table_half_width_mm", (180.0, 235.0))
+    curve = draw.uniform("table_curve_per_mm", (0.0, 7e-4))
+    top = np.float32(back_mm + draw.uniform("table_gap_mm", (1.0, 14.0)))
+    upper = top - np.float32(curve) * x * x
+    depth = draw.uniform("table_depth_mm", (8.0, 55.0))
+    lower = top + np.float32(depth) - np.clip((np.abs(x) - 0.55 * width) * 0.9, 0, depth)
+    shell = draw.uniform("table_shell_mm", (1.0, 2.6))
+    inside = np.clip(0.5 - (np.abs(x) - width) / layout.pixel_mm, 0, 1)
+    core = np.clip(0.5 + (y - upper) / layout.pixel_mm, 0, 1) * np.clip(
+        0.5 - (y - lower) / layout.pixel_mm, 0, 1
+    )
+    hu += core * inside * (draw.uniform("table_core_hu", (-980.0, -780.0)) + 1000)
+    bright = draw.uniform("table_shell_hu", (-350.0, 250.0))
+    for edge in (upper, lower):
+        near = np.clip(0.5 + (shell / 2 - np.abs(y - edge)) / layout.pixel_mm, 0, 1)
+        hu += near * inside * (bright - hu)
+    mattress = np.abs(y - upper + draw.uniform("mattress_mm", (3.0, 12.0)))
+    hu += np.clip(1.0 - mattress / 1.5, 0, 1) * inside * draw.uniform("mattress_hu", (0.0, 250.0))
+    return hu
+
+
+def apply_kernel(hu: F32, amount: float) -> F32:
+    """Blur (``amount`` > 0) or sharpen (< 0).
+
+    The taps along rows and columns are ``(amount, 1 - 2 amount, amount)``.
+    """
+    out = hu * np.float32(1 - 2 * amount)
+    out[1:-1] += np.float32(amount) * (hu[2:] + hu[:-2])
+    out[[0, -1]] += np.float32(2 * amount) * hu[[0, -1]]
+    across = out * np.float32(1 - 2 * amount)
+    across[:, 1:-1] += np.float32(amount) * (out[:, 2:] + out[:, :-2])
+    across[:, [0, -1]] += np.float32(2 * amount) * out[:, [0, -1]]
+    return across

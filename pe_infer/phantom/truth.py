@@ -1,0 +1,31 @@
+"""Where the emboli of a study are, for comparison with what a network says."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_infer.geometry import Vector
+from pe_infer.phantom.study import PhantomStudy
+
+
+def embolus_voxels_mm(study: PhantomStudy) -> NDArray[np.float32]:
+    """Patient coordinates (LPS) of all embolus voxels: (n, 3) float32, mm."""
+    points = [np.empty((0, 3), np.float32)]
+    for image, mask in zip(study.slices, study.embolus_mask, strict=True):
+        rows, cols = np.nonzero(mask)
+        if len(rows):
+            g = image.geometry
+            points.append(
+                (
+                    np.array(g.image_position_mm)
+                    + cols[:, None] * (g.col_spacing_mm * np.array(g.row_direction))
+                    + rows[:, None] * (g.row_spacing_mm * np.array(g.col_direction))
+                ).astype(np.float32)
+            )
+    return np.concatenate(points)
+
+
+def distance_mm(voxels_mm: NDArray[np.float32], point_mm: Vector) -> float:
+    """Distance of a point to the nearest of some voxels (`embolus_voxels_mm`); infinite if there are none."""
+    if not len(voxels_mm):
+        return float("inf")
+    return float(np.linalg.norm(voxels_mm - np.array(point_mm, np.float32), axis=1).min())
