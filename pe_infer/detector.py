@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, cast
 
 from pe_infer import dicom
 from pe_infer.bundle import Bundle
 from pe_infer.compiled import CompiledProgram
 from pe_infer.conclusion import Background
-from pe_infer.dicom.scanning import Source
 from pe_infer.engines.base import AUTO, EngineOptions, select
 from pe_infer.errors import ConfigurationError, StreamError
 from pe_infer.geometry import Slice
@@ -133,7 +132,7 @@ class Detector:
 
     def detect(
         self,
-        source: Source | Sequence[Slice],
+        source: dicom.Source | Sequence[Slice],
         *,
         series: str | int | None = None,
         on_slice: Callable[[int, int], None] | None = None,
@@ -164,7 +163,8 @@ class Detector:
                 total = len(ordered)
             else:
                 wants_contrast = self.bundle.manifest.scope.contrast != "forbidden"
-                found = dicom.open_series(source, series, prefer_contrast=wants_contrast)
+                files = cast("dicom.Source", source)
+                found = dicom.open_series(files, series, prefer_contrast=wants_contrast)
                 flags, total = found.flags, len(found)
                 images = _decoded(found, descending=descending)
             for count, image in enumerate(images, start=1):

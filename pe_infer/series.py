@@ -16,21 +16,17 @@ from numpy.typing import NDArray
 from pe_infer.geometry import SeriesInfo, SliceGeometry, Vector
 from pe_infer.result import Flag, QualityFlag
 
-IRREGULAR_STEP_FRACTION = (
-    0.10  # a step is irregular if it differs from the median by more than this share of it,
-)
-IRREGULAR_STEP_UM = 100  # and by more than this: positions are often written with one decimal
-GAP_RATIO = (
-    1.5  # a step longer than this many median steps is a gap: at least one slice is missing;
-)
-# but not where the slices are thicker by as much, as in head scans that change from 4 to 7 mm
-# half-way
+# A step is irregular if it differs from the median by more than this share of it, and by more than
+# this absolute amount: positions are often written with one decimal.
+IRREGULAR_STEP_FRACTION = 0.10
+IRREGULAR_STEP_UM = 100
+# A step longer than this many medians is a gap: at least one slice is missing. Not where the slices
+# are thicker by as much, as in head scans that change from 4 to 7 mm half-way.
+GAP_RATIO = 1.5
 GANTRY_TILT_DEG = 0.5  # below this, the drift of the centres is rounding of the header
-CENTRE_DRIFT_MM = (
-    1.0  # a centre further than this from the straight line is not explained by a tilted gantry
-)
-MIN_PRONE_COSINE = 0.7  # an image this far turned round is upside down
+CENTRE_DRIFT_MM = 1.0  # centres further than this from a line are not explained by a tilted gantry
 ORIENTATION_SPREAD_DEG = 0.5  # axes that differ by more than this do not belong to one stack
+MIN_PRONE_COSINE = 0.7  # an image this far turned round is upside down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,16 +128,15 @@ class SeriesGeometry:
                 )
             )
         if self.irregular and self.nominal_step_um is not None:
-            low, mid, high = (
-                um / 1000.0 for um in (min(self.steps_um), self.nominal_step_um, max(self.steps_um))
-            )
+            mid = self.nominal_step_um / 1000.0
+            low, high = min(self.steps_um) / 1000.0, max(self.steps_um) / 1000.0
             flags.append(
                 QualityFlag(
                     flag=Flag.IRREGULAR_SPACING,
                     message=(
                         f"{self.irregular_steps} of {len(self.steps_um)} steps between slices "
-                        "differ from the "
-                        f"median of {mid:.2f} mm: they range from {low:.2f} to {high:.2f} mm"
+                        f"differ from the median of {mid:.2f} mm: they range from {low:.2f} to "
+                        f"{high:.2f} mm"
                     ),
                     values={
                         "irregular_steps": self.irregular_steps,
@@ -282,7 +277,6 @@ def _mean_axis(axes: Sequence[Vector]) -> tuple[NDArray[np.float64], float]:
     vectors = np.array(axes, dtype=np.float64)
     mean = vectors.mean(axis=0)
     mean = mean / np.linalg.norm(mean)
-    half_chord = (
-        np.linalg.norm(vectors - mean, axis=1).max() / 2.0
-    )  # exact for small angles, where acos is not
+    # Exact for small angles, where acos is not.
+    half_chord = np.linalg.norm(vectors - mean, axis=1).max() / 2.0
     return mean, math.degrees(2.0 * math.asin(min(1.0, float(half_chord))))

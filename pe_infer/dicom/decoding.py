@@ -26,6 +26,10 @@ from pe_infer.dicom.layout import PixelLayout
 from pe_infer.dicom.reading import translated
 from pe_infer.errors import Code, DicomError
 
+# Encodings that lose information by definition, and those that do or do not.
+LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 81))
+MAYBE_LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (91, 93, 112, 203))
+
 _JPEG_PLUGINS = ("gdcm", "pylibjpeg")
 _JPEG_LS_PLUGINS = ("pyjpegls", "pylibjpeg")
 _JPEG_2000_PLUGINS = ("pylibjpeg", "gdcm")
@@ -83,7 +87,8 @@ def decoded(
     failure: DicomError | None = None
     for plugin in _plugins(decoder, transfer_syntax):
         try:
-            return _decode(decoder, plugin, single, layout, _options(layout), name=name, index=0)
+            options = _options(layout, plugin)
+            return _decode(decoder, plugin, single, layout, options, name=name, index=0)
         except DicomError as exc:
             failure = failure or exc
     assert failure is not None  # noqa: S101  # _decoder refused an empty list of plugins
@@ -159,8 +164,11 @@ def _checked(frame: bytes, layout: PixelLayout, transfer_syntax: UID, name: str)
     return image.data
 
 
-def _options(layout: PixelLayout) -> dict[str, Any]:
-    """Return what a decoder must know of a frame that comes without its data set."""
+def _options(layout: PixelLayout, plugin: str) -> dict[str, Any]:
+    """Return what a decoder must know of a frame that comes without its data set.
+
+    GDCM is told that all bits count: where fewer do, it cleans up by itself, or ends the process.
+    """
     return {
         "rows": layout.rows,
         "columns": layout.cols,
@@ -168,7 +176,7 @@ def _options(layout: PixelLayout) -> dict[str, Any]:
         "samples_per_pixel": 1,
         "photometric_interpretation": "MONOCHROME2",
         "bits_allocated": layout.bits_allocated,
-        "bits_stored": layout.bits_stored,
+        "bits_stored": layout.bits_allocated if plugin == "gdcm" else layout.bits_stored,
         "pixel_representation": int(layout.signed),
         "pixel_keyword": "PixelData",
     }

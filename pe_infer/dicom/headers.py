@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage
 
 from pe_infer.dicom.attributes import Attributes
+from pe_infer.dicom.decoding import LOSSY_SYNTAXES, MAYBE_LOSSY_SYNTAXES
 from pe_infer.dicom.frames import (
     MULTI_FRAME_CLASSES,
     SEND_AXIAL,
@@ -193,9 +194,9 @@ def is_lossy(transfer_syntax: UID, declared: str | None) -> bool:
         transfer_syntax: How the pixel data is encoded now.
         declared: LossyImageCompression: "01" if it ever was, "00" if never.
     """
-    if declared == "01" or transfer_syntax in _LOSSY_SYNTAXES:
+    if declared == "01" or transfer_syntax in LOSSY_SYNTAXES:
         return True
-    return transfer_syntax in _MAYBE_LOSSY_SYNTAXES and declared != "00"
+    return transfer_syntax in MAYBE_LOSSY_SYNTAXES and declared != "00"
 
 
 def declared_padding(a: Attributes, layout: PixelLayout) -> tuple[int, int] | None:
@@ -210,10 +211,6 @@ def declared_padding(a: Attributes, layout: PixelLayout) -> tuple[int, int] | No
     limit = a.whole("PixelPaddingRangeLimit")
     ends = [layout.as_stored(end) for end in (value, value if limit is None else limit)]
     return (min(ends), max(ends))
-
-
-_LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 81))
-_MAYBE_LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (91, 93, 112, 203))
 
 
 def _geometry(groups: FrameAttributes, layout: PixelLayout) -> SliceGeometry:

@@ -8,7 +8,7 @@ from typing import Any
 from pe_infer.dicom.conversion import flags_of
 from pe_infer.dicom.opening import Group, Series, groups_of
 from pe_infer.dicom.scanning import Source, scan
-from pe_infer.dicom.selection import Refusal, SeriesSummary, ordered
+from pe_infer.dicom.selection import Refusal, SeriesSummary, ordered, unknown_series
 from pe_infer.errors import InputError
 from pe_infer.geometry import Vector
 from pe_infer.result import QualityFlag
@@ -118,16 +118,20 @@ def inspect(
 
     Raises:
         ConfigurationError: The source is empty or does not exist.
+        SeriesError: ``NO_CT_SERIES`` if ``series`` names one that is not there.
     """
     found = scan(source)
     groups = groups_of(found)
     if series is not None:
-        wanted = str(series)
+        every = [group.summary for group in groups]
+        names = {str(series).strip()}
         groups = [
-            g
-            for g in groups
-            if wanted in (g.summary.series_instance_uid, str(g.summary.series_number))
+            group
+            for group in groups
+            if names & {group.summary.series_instance_uid, str(group.summary.series_number)}
         ]
+        if not groups:
+            raise unknown_series(series, every)
     by_identity = {id(group.summary): group for group in groups}
     return InspectReport(
         series=tuple(

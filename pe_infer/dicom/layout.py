@@ -65,8 +65,7 @@ def pixel_layout(a: Attributes) -> PixelLayout:
     if samples != 1 or photometric != "MONOCHROME2":
         raise DicomError(
             f"{a.name}: pixels are {photometric} with {samples} sample(s), expected MONOCHROME2 "
-            "with 1. "
-            "Send the axial CT reconstruction.",
+            "with 1. Send the axial CT reconstruction.",
             code=Code.UNSUPPORTED_PIXELS,
         )
     allocated = a.required_whole("BitsAllocated")

@@ -90,9 +90,8 @@ class Series:
         self.references = tuple(references)
         self.flags = list(flags)
         self._lock = threading.Lock()
-        self._last: tuple[Instance, Dataset] | None = (
-            None  # the multi-frame file read last: its frames come together
-        )
+        # The multi-frame file read last: its frames come together.
+        self._last: tuple[Instance, Dataset] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -119,8 +118,7 @@ class Series:
         if uid != reference.sop_instance_uid:
             raise DicomError(
                 f"{reference.name}: SOPInstanceUID is not the one found when the series was "
-                "opened. "
-                "Do not change files while they are read.",
+                "opened. Do not change files while they are read.",
                 code=Code.UNREADABLE_FILE,
             )
         return [slice_of(dataset, reference.header)]

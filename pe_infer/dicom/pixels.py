@@ -3,16 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, RLELossless
+from pydicom.uid import UID
 
-from pe_infer.dicom.decoding import decoded
+from pe_infer.dicom.decoding import LOSSY_SYNTAXES, MAYBE_LOSSY_SYNTAXES, decoded
 from pe_infer.dicom.layout import PixelLayout
-from pe_infer.errors import Code, DicomError
 from pe_infer.geometry import StoredPixels
 
 PADDING_BELOW_HU = -900.0  # denser padding must be seen in a corner before it is believed
-
-_DAMAGED = "The file is damaged or cut short: send it again."
 
 
 def stored_values(
@@ -45,8 +42,8 @@ def stored_values(
             or contradicts the header.
     """
     raw = decoded(dataset, layout, transfer_syntax, name=name, index=index)
-    container = not transfer_syntax.is_compressed or transfer_syntax == RLELossless
-    return _within_bits_stored(raw, layout, name, container=container, padding=padding)
+    container = transfer_syntax not in LOSSY_SYNTAXES | MAYBE_LOSSY_SYNTAXES
+    return _within_bits_stored(raw, layout, container=container, padding=padding)
 
 
 def believable_padding(
@@ -76,7 +73,6 @@ def believable_padding(
 def _within_bits_stored(
     raw: NDArray[np.integer],
     layout: PixelLayout,
-    name: str,
     *,
     container: bool,
     padding: tuple[int, int] | None,
@@ -86,10 +82,9 @@ def _within_bits_stored(
     Args:
         raw: Decoded values.
         layout: The Image Pixel module.
-        name: File, for messages.
-        container: Whether ``raw`` is the container of ``bits_allocated`` bits as stored, which may
-            hold garbage above ``high_bit``, rather than values from a codec that knows its
-            precision.
+        container: Whether ``raw`` is the container of ``bits_allocated`` bits, bit for bit, with
+            possible garbage above ``high_bit``. After compression with loss it is not: values are
+            taken as they are, and may exceed ``bits_stored`` by the loss.
         padding: Declared padding.
     """
     values: StoredPixels = (  # in native byte order
@@ -102,14 +97,8 @@ def _within_bits_stored(
     low, high = int(values.min()), int(values.max())
     if layout.low <= low and high <= layout.high and layout.high_bit == layout.bits_stored - 1:
         return values
-    unsigned_high = (1 << layout.bits_stored) - 1
-    if not container and not (low >= 0 and high <= unsigned_high):
-        raise DicomError(
-            f"{name}: decoded values range from {low} to {high}, which BitsStored "
-            f"{layout.bits_stored} cannot hold. "
-            f"{_DAMAGED}",
-            code=Code.UNDECODABLE_PIXELS,
-        )
+    if not container and not (layout.signed and low >= 0 and high < 1 << layout.bits_stored):
+        return values
     bits = values.view(np.uint16) >> (layout.high_bit + 1 - layout.bits_stored if container else 0)
     up = 16 - layout.bits_stored
     fixed: StoredPixels = (bits << up).view(np.int16) >> up if layout.signed else (bits << up) >> up

@@ -80,12 +80,9 @@ PIXEL_KEYWORDS: tuple[str, ...] = (
 _PREAMBLE_BYTES = 128
 _FIRST_ELEMENT_BYTES = 12
 _MAX_FIRST_LENGTH = 256  # the first elements of a data set are short
-_FIRST_GROUPS = (
-    b"\x02\x00",
-    b"\x08\x00",
-    b"\x00\x02",
-    b"\x00\x08",
-)  # of a file without preamble, either byte order
+# The first group of a file without preamble, in either byte order.
+_FIRST_GROUPS = frozenset({b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08"})
+_ITEM_TAG = b"\xfe\xff\x00\xe0"  # begins compressed fragments
 _VENDOR_MODULES = re.compile(r"(pydicom|gdcm|pylibjpeg|openjpeg|libjpeg|jpeg_ls)\b")
 _RESEND = "Send the file again."
 
@@ -192,8 +189,7 @@ def _read(path: Path, keywords: tuple[str, ...], *, stop_before_pixels: bool) ->
     if not looks_like_dicom(path):  # pydicom would find elements in any file
         raise DicomError(
             f"{path}: this is not a DICOM file (no DICM prefix after {_PREAMBLE_BYTES} bytes, and "
-            "no DICOM element "
-            "at the start). Give CT images, or a folder of them.",
+            "no DICOM element at the start). Give CT images, or a folder of them.",
             code=Code.UNREADABLE_FILE,
         )
     with translated(str(path), "read the DICOM header", code=Code.UNREADABLE_FILE, remedy=_RESEND):
@@ -257,6 +253,4 @@ def _meta_text(dataset: Dataset, keyword: str) -> str | None:
 def _encapsulated(dataset: Dataset, name: str) -> bool:
     with translated(name, "read PixelData", code=Code.UNDECODABLE_PIXELS, remedy=_RESEND):
         pixels = dataset.get("PixelData")
-    return (
-        isinstance(pixels, bytes) and pixels[:4] == b"\xfe\xff\x00\xe0"
-    )  # an item tag: compressed fragments
+    return isinstance(pixels, bytes) and pixels.startswith(_ITEM_TAG)

@@ -69,8 +69,8 @@ def scan(source: Source) -> Scan:
             continue
         if not isinstance(item, str | os.PathLike):
             raise ConfigurationError(
-                f"cannot read a {type(item).__name__}, expected a folder, a file or a pydicom "
-                "Dataset"
+                f"cannot read a {type(item).__name__}, "
+                "expected a folder, a file or a pydicom Dataset"
             )
         path = Path(item)
         if path.is_dir():

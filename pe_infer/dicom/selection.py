@@ -192,6 +192,15 @@ def ordered(summaries: Sequence[SeriesSummary]) -> list[SeriesSummary]:
     )
 
 
+def unknown_series(wanted: str | int, summaries: Sequence[SeriesSummary]) -> SeriesError:
+    """Return the refusal for a series that was named and is not there."""
+    return SeriesError(
+        f"series {wanted} was not found. Found: {_list(summaries) or 'no DICOM image'}. "
+        "Name one by its number or SeriesInstanceUID.",
+        code=Code.NO_CT_SERIES,
+    )
+
+
 def is_sharp_kernel(kernel: str | None) -> bool:
     """Tell whether a convolution kernel is one for lung or bone, as far as its name says so."""
     words = re.findall(r"[A-Z0-9]+", (kernel or "").upper())
@@ -269,11 +278,7 @@ def _named(summaries: Sequence[SeriesSummary], series: str | int) -> Choice:
             f"series {wanted} is no axial CT series: {_reasons(matching)}. Name another one.",
             code=Code.NO_CT_SERIES,
         )
-    raise SeriesError(
-        f"series {wanted} was not found. Found: {_list(summaries) or 'no DICOM image'}. "
-        "Name one by its number or SeriesInstanceUID.",
-        code=Code.NO_CT_SERIES,
-    )
+    raise unknown_series(wanted, summaries)
 
 
 def _list(summaries: Sequence[SeriesSummary]) -> str:

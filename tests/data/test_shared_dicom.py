@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.uid import JPEGExtended12Bit
 from typer import Typer
@@ -12,6 +14,9 @@ from typer.testing import CliRunner
 
 from pe_infer.cli.inspect_command import inspect_command
 from pe_infer.dicom import convert, find_series, inspect, open_series, slices_of
+from pe_infer.dicom.codestream import read_codestream
+from pe_infer.dicom.layout import PixelLayout
+from pe_infer.dicom.pixels import stored_values
 from pe_infer.errors import Code, DicomError, InputError, SeriesError
 from pe_infer.result import Flag
 
@@ -106,6 +111,29 @@ def test_12_bit_lossy_jpeg_is_decoded_or_names_the_extra(codecs: Path) -> None:
     with pytest.raises(DicomError, match=r"pip install 'pe-infer\[gpl-codecs\]'") as caught:
         convert(path)
     assert caught.value.code is Code.UNSUPPORTED_TRANSFER_SYNTAX
+
+
+def test_fragments_without_offset_table_are_joined_to_frames(codecs: Path) -> None:
+    dataset = pydicom.dcmread(codecs / "CT0012.fragmented_no_bot_jpeg_baseline.51.dcm")
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=2))
+    assert len(frames) == 2
+    for frame in frames:
+        found = read_codestream(frame)
+        assert found is not None
+        assert (found.rows, found.cols, found.bits) == (512, 512, 12)
+    if has_gpl_codecs():
+        layout = PixelLayout(
+            rows=512,
+            cols=512,
+            frames=2,
+            bits_allocated=16,
+            bits_stored=12,
+            high_bit=11,
+            signed=False,
+        )
+        for index in (0, 1):
+            values = stored_values(dataset, layout, JPEGExtended12Bit, name="a", index=index)
+            assert int(values.max()) > 1000
 
 
 @pytest.mark.parametrize("name", RETIRED)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pe_infer.cli.inspect_command import inspect_command, print_report
 from pe_infer.dicom import inspect
-from pe_infer.errors import Code
+from pe_infer.errors import Code, SeriesError
 from pe_infer.result import Flag
 
 APP = typer.Typer()
@@ -119,6 +119,13 @@ def test_one_series_of_several(tmp_path: Path) -> None:
     assert len(inspect(tmp_path).series) == 2
     for name in (7, "7", "2.25.7"):
         assert [s.summary.series_number for s in inspect(tmp_path, series=name).series] == [7]
+
+
+def test_unknown_series_is_refused(tmp_path: Path) -> None:
+    save_series(tmp_path, [0.0, 2.0])
+    with pytest.raises(SeriesError, match="series 9 was not found") as caught:
+        inspect(tmp_path, series=9)
+    assert caught.value.code is Code.NO_CT_SERIES
 
 
 def test_pixels_may_be_left_alone(tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def test_lossy_compression_is_flagged() -> None:
     assert [flag.flag for flag in found.flags] == [Flag.LOSSY_COMPRESSION]
 
 
+def test_garbage_above_the_stored_bits_survives_lossless_compression() -> None:
+    values = noise().view(np.uint16) & np.uint16(0x0FFF)
+    dataset = ct_dataset(pixels=values | np.uint16(0x5000))
+    dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    np.testing.assert_array_equal(slices_of(dataset)[0].pixels, values)
+
+
 def test_past_lossy_compression_is_flagged() -> None:
     found = convert(ct_dataset(LossyImageCompression="01"))
     assert [flag.flag for flag in found.flags] == [Flag.LOSSY_COMPRESSION]
@@ -126,13 +134,14 @@ def test_fragments_of_several_frames_without_offset_table() -> None:
     np.testing.assert_array_equal(np.stack([s.pixels for s in slices_of(dataset)]), volume)
 
 
-def test_baseline_jpeg_in_fragments() -> None:
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
+def test_8_bit_jpeg_in_fragments(syntax: UID) -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow makes the baseline JPEG of this test")
     values = np.linspace(0, 255, 32 * 32).reshape(32, 32).astype(np.uint8)
     encoded = BytesIO()
     image.fromarray(values).save(encoded, "JPEG", quality=95)
     dataset = ct_dataset(pixels=values, RescaleSlope=4, RescaleIntercept=-1024)
-    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.file_meta.TransferSyntaxUID = syntax
     dataset.PixelData = fragmented(encoded.getvalue(), 300)
     dataset["PixelData"].is_undefined_length = True
     found = convert(dataset)
@@ -210,6 +219,34 @@ def test_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DicomError, match="not installed") as caught:
         convert(dataset)
     assert caught.value.code is Code.UNSUPPORTED_TRANSFER_SYNTAX
+
+
+def test_application_data_is_kept_from_the_codec() -> None:
+    # GDCM ends the process where libjpeg warns of an unknown JFIF revision.
+    plain = jpeg_header(8, 10, 12)
+    jfif = b"\xff\xe0\x00\x10JFIF\x00\xb4\x01\x00\x00\x01\x00\x01\x00\x00"
+    found = read_codestream(plain[:2] + jfif + plain[2:])
+    assert found is not None
+    assert b"JFIF" not in found.data
+    assert found.data.startswith(b"\xff\xd8\xff\xc1")
+    assert found.data.endswith(b"\xff\xd9")
+    assert read_codestream(plain[:2] + b"stray" + plain[2:]) is None
+
+
+def test_codestream_of_another_process_is_refused() -> None:
+    dataset = ct_dataset()
+    dataset.file_meta.TransferSyntaxUID = JPEGLossless
+    dataset.PixelData = encapsulate([jpeg_header(8, 10, 12)])
+    with pytest.raises(DicomError, match="another JPEG process"):
+        convert(dataset)
+
+
+def test_codestream_of_too_many_bits_is_refused() -> None:
+    dataset = ct_dataset(BitsAllocated=8, BitsStored=8, HighBit=7)
+    dataset.file_meta.TransferSyntaxUID = JPEGLossless
+    dataset.PixelData = encapsulate([jpeg_header(8, 10, 12, marker=0xC3)])
+    with pytest.raises(DicomError, match="12 bits, BitsAllocated is 8"):
+        convert(dataset)
 
 
 # --- codestreams that contradict the header, some of which end the process inside a codec

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -88,6 +89,18 @@ def test_missing_slices_are_counted_in_the_gap() -> None:
     assert found.gaps[0].step_um == 6000
     assert found.irregular
     assert found.irregular_steps == 1
+
+
+def test_thicker_slices_are_no_gap_but_missing_ones_are() -> None:
+    # 4 mm slices every 4 mm, then 7 mm slices every 7 mm, one of them missing.
+    heights = [*range(0, 36, 4), *[32 + 7 * i for i in (1, 2, 4, 5)]]
+    thick = [
+        replace(place((-100.0, -90.0, float(z))), thickness_mm=4.0 if z <= 32 else 7.0)
+        for z in heights
+    ]
+    found = analyse(thick)
+    assert found.irregular
+    assert [(g.lower_um, g.upper_um) for g in found.gaps] == [(46000, 60000)]
 
 
 def test_irregular_steps_need_not_be_gaps() -> None:
