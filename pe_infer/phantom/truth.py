@@ -25,7 +25,7 @@ def embolus_voxels_mm(study: PhantomStudy) -> NDArray[np.float32]:
 
 
 def distance_mm(voxels_mm: NDArray[np.float32], point_mm: Vector) -> float:
-    """Distance of a point to the nearest of some voxels (`embolus_voxels_mm`); infinite if there are none."""
+    """Distance of a point to the nearest of `embolus_voxels_mm`; infinite if there are none."""
     if not len(voxels_mm):
         return float("inf")
     return float(np.linalg.norm(voxels_mm - np.array(point_mm, np.float32), axis=1).min())
