@@ -1,7 +1,6 @@
 # The only task runner. Every target sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,8 +41,7 @@ demo: $(VENV)/installed  ## make a phantom study, stream it, print the verdict
 test: test-cpp $(VENV)/test  ## everything that needs no GPU and no PyTorch
 	$(BIN)/python -m pytest --ignore=tests/export
 
-test-cpp:  ## the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(MAKE) --no-print-directory $(VENV)/made
+test-cpp: $(VENV)/made  ## the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer
 	mkdir -p build
 	test -x $(BIN)/cmake || $(PIP) cmake ninja
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \

@@ -17,7 +17,6 @@ Figures are medians over the repeats. Nothing here asserts a time.
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from scipy import ndimage
 from pe_infer import Detector, Slice, StudyResult
 from pe_infer.conclusion import package_versions
 from pe_infer.dicom import open_series, write_series
-from pe_infer.engines.base import installed
+from pe_infer.engines.base import cpu_name, installed
 from pe_infer.phantom import DEFAULT, generate
 from pe_infer.preprocess import SliceResampler
 
@@ -192,13 +191,8 @@ def _median(repeats: int, action: Callable[[], StudyResult | None]) -> float:
 
 
 def _machine(bundle: str, engine: str) -> dict[str, Any]:
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
     return {
-        "processor": model,
+        "processor": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
         "bundle": bundle,

@@ -52,7 +52,7 @@ class GoldenData:
 
     def tensor(self, index: int) -> NDArray[np.float32]:
         """One slab as the program takes it: (channels, rows, cols) float32 in [0, 1]."""
-        tensor = self.slabs[index].astype(np.float32)
+        tensor: NDArray[np.float32] = self.slabs[index].astype(np.float32)
         tensor /= 255
         return tensor
 

@@ -135,21 +135,24 @@ def _check_tensor(
     shape: tuple[int, ...],
     max_batch: int,
 ) -> None:
-    first, rest = spec.shape[:1], spec.shape[1:]
     if spec.dtype != "float32":
         _refuse(source, node, f"{what} of the graph is {spec.dtype}, expected float32")
-    if rest != shape or not first:
+    if not spec.shape or spec.shape[1:] != shape:
+        expected = ", ".join(map(str, ("N", *shape)))
         _refuse(
             source,
             node,
-            f"{what} of the graph has the shape {spec.shape}, the manifest says (N, *{shape})",
+            f"{what} of the graph has the shape {spec.shape}, the manifest says ({expected})",
         )
-    if first[0] not in (
-        {1} if isinstance(node, ScanNode) else {None, max_batch} if max_batch == 1 else {None}
-    ):
-        needed = "1" if isinstance(node, ScanNode) else f"free, for batches up to {max_batch}"
+    batch = spec.shape[0]
+    if isinstance(node, ScanNode):
+        fits, needed = batch == 1, "1"
+    else:
+        fits = batch is None or batch == max_batch == 1
+        needed = f"free, for batches up to {max_batch}"
+    if not fits:
         _refuse(
-            source, node, f"the first axis of {what} of the graph is {first[0]}, expected {needed}"
+            source, node, f"the first axis of {what} of the graph is {batch}, expected {needed}"
         )
 
 

@@ -2,14 +2,16 @@
 
 import importlib.metadata
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_infer.compiled import CompiledProgram
+from pe_infer.errors import EngineError
 from pe_infer.executor import StudyOutputs
 from pe_infer.geometry import PatientGrid, SliceGeometry, Vector
 from pe_infer.manifest import SLAB_LOGIT, STUDY_LOGIT, ConsecutiveRule, Manifest, OperatingPoint
@@ -47,6 +49,20 @@ class SlabRecord:
     gated: bool
 
 
+def refuse_nonfinite(outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse what is not a number: it reaches no threshold and would pass for a negative.
+
+    Raises:
+        EngineError: A network put out NaN or infinity.
+    """
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise EngineError(
+                f"output {name!r} holds values that are not finite numbers: an overflow in reduced "
+                "precision, or a damaged engine; use precision 'float32' or another engine"
+            )
+
+
 def slab_probability(manifest: Manifest, logit: float) -> float:
     """Probability of one slab: calibrated if the rule decides by slabs, else the plain sigmoid."""
     if isinstance(manifest.rule, ConsecutiveRule):
@@ -70,6 +86,17 @@ def alerts(manifest: Manifest, records: Sequence[SlabRecord]) -> bool:
     return False
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of pe-infer and of what it computes with, as installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
     """What is the same for all studies of a detector.
@@ -77,10 +104,12 @@ class Background:
     Attributes:
         compiled: Bundle, program and engines.
         operating_point: The threshold.
+        packages: What computes, by version; looked up once, as that takes longer than a slab.
     """
 
     compiled: CompiledProgram
     operating_point: OperatingPoint
+    packages: Mapping[str, str] = field(default_factory=package_versions)
 
     @property
     def manifest(self) -> Manifest:
@@ -94,7 +123,7 @@ class Background:
         records: Sequence[SlabRecord],
         outputs: StudyOutputs | None,
         flags: Sequence[QualityFlag],
-        timings: Timings,
+        timings: Callable[[], Timings],
     ) -> StudyResult:
         """Make the study result.
 
@@ -104,7 +133,7 @@ class Background:
             outputs: What `Executor.finish` returned, per-slab outputs in ascending position of the
                 slabs that passed the gate; ``None`` if none did.
             flags: What was tolerated.
-            timings: Where the time went.
+            timings: Says where the time went; called last.
         """
         manifest = self.manifest
         probability = None if outputs is None else self._probability(records, outputs)
@@ -135,9 +164,9 @@ class Background:
             evidence=tuple(self._evidence(sequencer, records, outputs)),
             quality=tuple(flags),
             coverage=_coverage(sequencer, records, gate=manifest.grid.gate is not None),
-            timings=timings,
             provenance=self._provenance(sequencer),
             intended_use=manifest.intended_use,
+            timings=timings(),
         )
 
     def _probability(self, records: Sequence[SlabRecord], outputs: StudyOutputs) -> float | None:
@@ -196,7 +225,7 @@ class Background:
             preprocessing_version=manifest.preprocessing_version,
             engine=f"{info.name} {info.version} ({info.device})",
             precision=dict(info.precision),
-            packages=package_versions(),
+            packages=dict(self.packages),
         )
 
 
@@ -241,8 +270,9 @@ def attention_at(
 def plane_centre(sequencer: Sequencer, position_um: int) -> tuple[Vector, SliceGeometry]:
     """Centre of a plane (LPS, mm), between those of the slices around it; and a slice's axes."""
     positions = sequencer.positions_um
-    below = max((p for p in positions if p <= position_um), default=positions[0])
-    above = min((p for p in positions if p >= position_um), default=positions[-1])
+    at = min(bisect_left(positions, position_um), len(positions) - 1)
+    above = positions[at]
+    below = above if above <= position_um else positions[max(0, at - 1)]
     low, high = sequencer.record_at(below).geometry, sequencer.record_at(above).geometry
     share = (position_um - below) / (above - below) if above > below else 0.0
     a, b = low.centre_mm, high.centre_mm
@@ -251,17 +281,6 @@ def plane_centre(sequencer: Sequencer, position_um: int) -> tuple[Vector, SliceG
         a[1] + share * (b[1] - a[1]),
         a[2] + share * (b[2] - a[2]),
     ), low
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of pe-infer and of what it computes with, as installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _scaled(vector: Vector, factor: float) -> Vector:

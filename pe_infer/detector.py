@@ -1,13 +1,15 @@
 """The public API: a bundle on an engine, and studies put through it."""
 
 import itertools
+import math
 import os
 import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, cast
@@ -19,13 +21,14 @@ from pe_infer.conclusion import Background
 from pe_infer.engines.base import AUTO, EngineOptions, select
 from pe_infer.errors import ConfigurationError, StreamError
 from pe_infer.geometry import Slice
+from pe_infer.preprocess import CACHED_PLANES
+from pe_infer.program import FLOAT_BYTES
 from pe_infer.result import QualityFlag, StudyResult, Update
 from pe_infer.stream import MAX_BATCH, Stream, StreamSetup
 
 DECODERS: Final = 2  # threads that decode ahead of the kernel in `Detector.detect`
 _AHEAD: Final = 8  # slices they may be ahead
-_PLANE_CACHE: Final = 16
-_FLOAT_BYTES: Final = 4
+_FIRST_ROWS: Final = 64  # slabs that an executor makes room for at once
 _STORED_BYTES: Final = 2
 
 
@@ -88,11 +91,15 @@ class Detector:
         self._background = Background(compiled=self._compiled, operating_point=point)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._jobs: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        self._opening = threading.Lock()  # guards _streams and _closed
         self._closed = False
-        self._worker = threading.Thread(
+        worker = threading.Thread(
             target=_work, args=(self._jobs,), name="pe_infer worker", daemon=True
         )
-        self._worker.start()
+        worker.start()
+        # Also when nobody holds the detector or a stream any more, and when Python ends: a thread
+        # that is inside the kernel then could bring the process down.
+        self._stop = weakref.finalize(self, _end, self._jobs, worker)
 
     def __enter__(self) -> Self:
         """Return the detector."""
@@ -123,11 +130,12 @@ class Detector:
         Raises:
             StreamError: The detector is closed.
         """
-        if self._closed:
-            raise StreamError("the detector is closed; make a new one")
-        setup = StreamSetup(background=self._background, convert=_convert, schedule=self._jobs.put)
+        setup = StreamSetup(background=self._background, convert=_convert, schedule=self._schedule)
         stream = Stream(setup)
-        self._streams.add(stream)
+        with self._opening:
+            if self._closed:
+                raise StreamError("the detector is closed; make a new one")
+            self._streams.add(stream)
         return stream
 
     def detect(
@@ -159,7 +167,7 @@ class Detector:
             if (slices := _as_slices(source)) is not None:
                 ordered = sorted(slices, key=lambda image: image.position_um, reverse=descending)
                 flags: Sequence[QualityFlag] = ()
-                images: Iterator[Sequence[Slice]] = ([image] for image in ordered)
+                images: Generator[Sequence[Slice]] = ([image] for image in ordered)
                 total = len(ordered)
             else:
                 wants_contrast = self.bundle.manifest.scope.contrast != "forbidden"
@@ -167,13 +175,14 @@ class Detector:
                 found = dicom.open_series(files, series, prefer_contrast=wants_contrast)
                 flags, total = found.flags, len(found)
                 images = _decoded(found, descending=descending)
-            for count, image in enumerate(images, start=1):
-                for update in stream.push_slices(image, flags):
-                    if on_update is not None:
-                        on_update(update)
-                flags = ()
-                if on_slice is not None:
-                    on_slice(count, total)
+            with closing(images):  # ends the decoders
+                for count, image in enumerate(images, start=1):
+                    for update in stream.push_slices(image, flags):
+                        if on_update is not None:
+                            on_update(update)
+                    flags = ()
+                    if on_slice is not None:
+                        on_slice(count, total)
             result = stream.finish()
             for update in stream.updates():
                 if on_update is not None:
@@ -183,34 +192,42 @@ class Detector:
     def memory_bound_bytes(self, *, slices: int, extent_mm: float) -> int:
         """The most memory that one stream holds, without decoded input and the engines' own.
 
+        Counted are arrays: resampled slices, planes, slabs, sequences and states. Python's own
+        objects come on top, some kB per slice.
+
         Args:
             slices: Number of slices of the study.
             extent_mm: Distance of its outermost slices.
         """
-        grid = self.bundle.manifest.grid
+        grid, program = self.bundle.manifest.grid, self._compiled.program
         pixels = grid.rows * grid.cols
-        slabs = min(slices, int(extent_mm * 1000 / (grid.pitch_um * grid.slab_step)) + 1)
+        slabs = int(extent_mm * 1000 / (grid.pitch_um * grid.slab_step)) + 1
         if grid.through_plane == "source":
             slabs = max(slabs, slices)
+        # Arrays grow twofold, beside the old one; at the end, outputs are copied.
+        rows = max(_FIRST_ROWS, 2 * slabs) + slabs
+        kept = max(program.memory_bytes(rows, arrival) for arrival in ("down", "up"))
+        batch = max(MAX_BATCH, *(program.max_batch(node) for node in program.graph_nodes))
+        one_slab = sum(math.prod(spec.shape) for spec in program.specs.values())
         return (
             slices * pixels * _STORED_BYTES
-            + _PLANE_CACHE * pixels * _FLOAT_BYTES
-            + 2 * MAX_BATCH * grid.channels * pixels * _FLOAT_BYTES
-            + max(
-                self._compiled.program.memory_bytes(2 * slabs, arrival)
-                for arrival in ("down", "up")
-            )
+            + (CACHED_PLANES + 1) * pixels * FLOAT_BYTES
+            + (MAX_BATCH * grid.channels * pixels + batch * one_slab) * FLOAT_BYTES
+            + kept
         )
 
     def close(self) -> None:
         """Cancel all open streams and stop the worker. Does nothing the second time."""
-        if self._closed:
-            return
-        self._closed = True
-        for stream in list(self._streams):
+        with self._opening:
+            self._closed = True
+            streams = list(self._streams)
+        for stream in streams:
             stream.cancel()
-        self._jobs.put(None)
-        self._worker.join()
+        self._stop()
+
+    def _schedule(self, stream: Stream) -> None:
+        """Queue a stream; being a method, it keeps the detector while there is a stream."""
+        self._jobs.put(stream)
 
 
 def _work(jobs: "queue.SimpleQueue[Stream | None]") -> None:
@@ -219,6 +236,13 @@ def _work(jobs: "queue.SimpleQueue[Stream | None]") -> None:
         if stream.work():
             jobs.put(stream)
         del stream
+
+
+def _end(jobs: "queue.SimpleQueue[Stream | None]", worker: threading.Thread) -> None:
+    """Let the worker finish the jobs it has, and wait for it."""
+    jobs.put(None)
+    if worker is not threading.current_thread():
+        worker.join()
 
 
 def _convert(item: object) -> tuple[Sequence[Slice], Sequence[QualityFlag]]:
@@ -236,7 +260,7 @@ def _as_slices(source: object) -> list[Slice] | None:
     return None
 
 
-def _decoded(series: dicom.Series, *, descending: bool) -> Iterator[Sequence[Slice]]:
+def _decoded(series: dicom.Series, *, descending: bool) -> Generator[Sequence[Slice]]:
     """Slices in order of position, decoded a few ahead."""
     references = iter(reversed(series.references) if descending else series.references)
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="pe_infer decoder") as pool:

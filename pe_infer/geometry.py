@@ -21,6 +21,7 @@ MIN_SQUARED_LENGTH = 0.5  # of an orientation vector that is meant to be of unit
 MAX_COSINE = 0.01  # between orientation vectors that are meant to be orthogonal
 AIR_HU = -1024.0
 MAX_HU = 4095.0
+MIN_SLOPE, MAX_RESCALE = 1e-9, 1e9  # the kernel computes in single precision
 
 
 def _dot(a: Vector, b: Vector) -> float:
@@ -270,7 +271,7 @@ class Slice:
 
     Raises:
         GeometryError: ``pixels`` do not have the shape that ``geometry`` says, or a dtype other
-            than int16 or uint16, or the rescale is not finite or the slope is zero.
+            than int16 or uint16, or the rescale is not finite, absurdly large, or its slope zero.
     """
 
     pixels: StoredPixels
@@ -293,14 +294,12 @@ class Slice:
                 f"int16 or uint16 {expected}",
                 code=Code.BAD_GEOMETRY,
             )
-        if (
-            not (math.isfinite(self.rescale_slope) and math.isfinite(self.rescale_intercept))
-            or not self.rescale_slope
-        ):
+        slope, intercept = self.rescale_slope, self.rescale_intercept
+        if not (MIN_SLOPE <= abs(slope) <= MAX_RESCALE and abs(intercept) <= MAX_RESCALE):
             raise GeometryError(
-                f"{self.source}: rescale slope {self.rescale_slope}, intercept "
-                f"{self.rescale_intercept} "
-                "must be finite, the slope not zero",
+                f"{self.source}: rescale slope {slope}, intercept {intercept}: the slope must lie "
+                f"within {MIN_SLOPE:g} and {MAX_RESCALE:g}, the intercept within {MAX_RESCALE:g}, "
+                "whatever their sign",
                 code=Code.BAD_GEOMETRY,
             )
         if not self.pixels.flags.c_contiguous:

@@ -22,8 +22,7 @@ from pe_infer.lattice import PlaneLattice, lattice_for
 
 VERSION: Final = 1
 TISSUE_HU: Final = -200.0  # the gate's "inside the body" is enclosed by pixels of at least this
-
-_CACHED_PLANES: Final = 16
+CACHED_PLANES: Final = 16  # of one volume: slabs that follow each other share planes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -151,7 +150,7 @@ class Volume:
             sources = [self._slices[p] for p in positions[first : first + len(weights)]]
             plane = np.empty((self._grid.rows, self._grid.cols), np.float32)
             _native.gather_plane(sources, weights, plane)
-            if len(self._planes) >= _CACHED_PLANES:
+            if len(self._planes) >= CACHED_PLANES:
                 del self._planes[next(iter(self._planes))]
             self._planes[plane_um] = plane
         return plane

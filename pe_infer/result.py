@@ -25,13 +25,11 @@ class Flag(StrEnum):
     PRONE = "prone"
     DECUBITUS = "decubitus"
     IN_PLANE_ROTATION = "in_plane_rotation"
-    PADDING_INFERRED = "padding_inferred"
     THICKNESS_UNKNOWN = "thickness_unknown"
     LOSSY_COMPRESSION = "lossy_compression"
     FILES_SKIPPED = "files_skipped"
     SERIES_CHOSEN = "series_chosen"
     SCOPE_UNCONFIRMED = "scope_unconfirmed"
-    EXTREME_SPACING = "extreme_spacing"
 
 
 class _Record(BaseModel):
@@ -88,7 +86,8 @@ class Update:
     Attributes:
         position_mm: Middle plane of the newest slab.
         slabs: Slabs completed so far that show the organ.
-        probability: Stage-1 probability of the newest slab; ``None`` if it was gated.
+        probability: Stage-1 probability of the newest slab; ``None`` if it was gated, or if the
+            bundle cannot tell before the last slice.
         running_maximum: Highest stage-1 probability so far; ``None`` before the first slab that
             shows the organ.
         covered_mm: Extent of the slabs completed so far.

@@ -1,5 +1,6 @@
 """Whether a series is what a bundle was made for, as far as its headers say."""
 
+import re
 from typing import Final
 
 from pe_infer.errors import ScopeError
@@ -7,7 +8,7 @@ from pe_infer.geometry import SeriesInfo
 from pe_infer.manifest import Scope
 from pe_infer.result import Flag, QualityFlag
 
-_NO_CONTRAST: Final = frozenset({"", "NONE", "NO", "WITHOUT"})
+_NO_CONTRAST: Final = frozenset({"NONE", "NO", "N", "WITHOUT", "NATIVE"})  # as a first word
 
 
 def check_scope(scope: Scope, series: SeriesInfo, *, bundle: str) -> list[QualityFlag]:
@@ -41,13 +42,19 @@ def check_scope(scope: Scope, series: SeriesInfo, *, bundle: str) -> list[Qualit
             )
     if scope.contrast != "any":
         agent = series.contrast_bolus_agent
-        if scope.contrast == "forbidden" and agent and agent.strip().upper() not in _NO_CONTRAST:
+        words = re.findall(r"[A-Z0-9]+", (agent or "").upper())
+        given = bool(words) and words[0] not in _NO_CONTRAST
+        if scope.contrast == "forbidden" and given:
             raise ScopeError(
                 f"ContrastBolusAgent is {agent!r}, bundle {bundle!r} is for series without "
-                "contrast agent; "
-                "select the native series"
+                "contrast agent; select the native series"
             )
-        if scope.contrast == "required" and (agent or "").strip().upper() in _NO_CONTRAST:
+        if scope.contrast == "required" and not given:
+            if words:
+                raise ScopeError(
+                    f"ContrastBolusAgent is {agent!r}, bundle {bundle!r} is for series with "
+                    "contrast agent; select the enhanced series"
+                )
             unsaid.append("ContrastBolusAgent")
     if not unsaid:
         return []

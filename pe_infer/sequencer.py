@@ -9,7 +9,7 @@ that no order of arrival costs more than a few repetitions.
 
 import copy
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -128,7 +128,9 @@ class Sequencer:
 
     def nearest(self, position_um: int) -> SliceRecord:
         """The slice nearest to a position; of two at the same distance the lower one."""
-        return self._records[min(self._positions, key=lambda p: (abs(p - position_um), p))]
+        at = bisect_left(self._positions, position_um)
+        around = self._positions[max(0, at - 1) : at + 1]
+        return self._records[min(around, key=lambda p: (abs(p - position_um), p))]
 
     def add(self, image: Slice, pixel_digest: bytes) -> bool:
         """Take one slice.

@@ -26,6 +26,7 @@ GAP_RATIO = 1.5
 GANTRY_TILT_DEG = 0.5  # below this, the drift of the centres is rounding of the header
 CENTRE_DRIFT_MM = 1.0  # centres further than this from a line are not explained by a tilted gantry
 ORIENTATION_SPREAD_DEG = 0.5  # axes that differ by more than this do not belong to one stack
+IN_PLANE_ROTATION_DEG = 5.0  # beyond what a head or a table lies askew; it is not undone
 MIN_PRONE_COSINE = 0.7  # an image this far turned round is upside down
 
 
@@ -67,6 +68,8 @@ class SeriesGeometry:
             slices where both are known; ascending.
         tilt_deg: Angle between the slice normal and the line of the centres, 0 or more: the gantry
             tilt.
+        rotation_deg: Angle in the transverse plane from the patient's left to the axis of growing
+            grid columns, -45 to 45: only quarter turns of the image are undone.
         drift_left_per_mm: How far the centres move to the left per mm of position.
         drift_back_per_mm: How far the centres move to the back per mm of position.
         drift_residual_mm: Largest distance of a centre from the straight line, measured in the
@@ -83,6 +86,7 @@ class SeriesGeometry:
     irregular_steps: int
     gaps: tuple[Gap, ...]
     tilt_deg: float
+    rotation_deg: float
     drift_left_per_mm: float
     drift_back_per_mm: float
     drift_residual_mm: float
@@ -114,7 +118,7 @@ class SeriesGeometry:
         return self.orientation_spread_deg <= ORIENTATION_SPREAD_DEG
 
     def quality_flags(self) -> list[QualityFlag]:
-        """Return the irregularities that are tolerated: gantry tilt and irregular spacing."""
+        """Return what is tolerated: gantry tilt, in-plane rotation, irregular spacing."""
         flags = []
         if self.tilted:
             flags.append(
@@ -125,6 +129,15 @@ class SeriesGeometry:
                         "tilt_deg": round(self.tilt_deg, 2),
                         "drift_residual_mm": round(self.drift_residual_mm, 3),
                     },
+                )
+            )
+        if abs(self.rotation_deg) > IN_PLANE_ROTATION_DEG:
+            flags.append(
+                QualityFlag(
+                    flag=Flag.IN_PLANE_ROTATION,
+                    message=f"the images are turned by {abs(self.rotation_deg):.1f} degrees in "
+                    "their plane against the patient; this is not undone",
+                    values={"rotation_deg": round(self.rotation_deg, 2)},
                 )
             )
         if self.irregular and self.nominal_step_um is not None:
@@ -182,6 +195,7 @@ def analyse(geometries: Sequence[SliceGeometry]) -> SeriesGeometry:
             if step > GAP_RATIO * nominal and ratio > GAP_RATIO
         ]
     left, back, residual, spread = _drift(ordered)
+    axis = ordered[0].left_axis if ordered else (1.0, 0.0, 0.0)
     return SeriesGeometry(
         count=len(ordered),
         positions_um=tuple(positions),
@@ -191,6 +205,7 @@ def analyse(geometries: Sequence[SliceGeometry]) -> SeriesGeometry:
         irregular_steps=irregular,
         gaps=tuple(gaps),
         tilt_deg=math.degrees(math.atan(math.hypot(left, back))),
+        rotation_deg=math.degrees(math.atan2(axis[1], axis[0])),
         drift_left_per_mm=left,
         drift_back_per_mm=back,
         drift_residual_mm=residual,

@@ -17,7 +17,13 @@ from typing import Final, Self
 
 import numpy as np
 
-from pe_infer.conclusion import Background, SlabRecord, alerts, slab_probability
+from pe_infer.conclusion import (
+    Background,
+    SlabRecord,
+    alerts,
+    refuse_nonfinite,
+    slab_probability,
+)
 from pe_infer.errors import (
     Code,
     PeInferError,
@@ -114,8 +120,9 @@ class Stream:
         Args:
             item: A `Slice`, a pydicom ``Dataset`` or the path of a DICOM file; multi-frame
                 instances count as one.
-            timeout: Seconds to wait for the worker while ``MAX_PENDING_SLABS`` slabs wait for it;
-                ``None``: as long as it takes.
+            timeout: Seconds to wait for the worker while ``MAX_PENDING_SLABS`` slabs wait for it,
+                or while it is busy with slabs that a late slice changes; ``None``: as long as it
+                takes.
 
         Returns:
             The slabs completed since the last call, in order; often none.
@@ -143,6 +150,8 @@ class Stream:
         """
         deadline = _deadline(timeout)
         with self._turn(deadline):
+            if self._finishing:
+                raise StreamError("the study has been finished; open a new stream")
             self._wait_for_room(deadline)
             started = time.perf_counter()
             staged = self._sequencer.copy()
@@ -151,7 +160,8 @@ class Stream:
             resampled = [(image.position_um, self._resample(image)) for image in taken]
             advance = staged.advance()
             with self._changed:
-                self._forget_after(advance.kept)
+                self._refuse_if_ended()
+                self._forget_after(advance.kept, deadline)
                 self._sequencer = staged
                 for position_um, pixels in resampled:
                     self._volume.put(position_um, pixels)
@@ -182,9 +192,9 @@ class Stream:
             EngineError: The engine has failed; the stream has ended.
         """
         deadline = _deadline(timeout)
-        if not self._finishing:
-            with self._turn(deadline):
-                self._begin_to_finish()
+        with self._turn(deadline):
+            if not self._finishing:
+                self._begin_to_finish(deadline)
         with self._changed:
             self._wait_until(lambda: self._result is not None, deadline, "the result is not there")
             assert self._result is not None  # noqa: S101 (the wait has just ended)
@@ -216,6 +226,7 @@ class Stream:
                 self._scheduled = False
                 return False
             self._working = max(1, len(batch))
+        failure: PeInferError | None = None
         try:
             if batch:
                 self._run(batch)
@@ -224,14 +235,15 @@ class Stream:
         except _StoppedError:
             pass
         except PeInferError as error:
-            self._fail(error)
+            failure = error
         except Exception as error:  # noqa: BLE001 (whatever it is, whoever waits must hear of it)
             failure = StreamError(f"the worker failed: {error!r}", code=Code.ENGINE_FAILED)
             failure.__cause__ = error
-            self._fail(failure)
         with self._changed:
             self._working = 0
-            if self._cancelled:
+            self._failure = failure
+            if self._cancelled or failure is not None:
+                self._pending.clear()
                 self._release()
             self._scheduled = not self._ended() and bool(self._pending or self._finishing)
             self._changed.notify_all()
@@ -251,6 +263,7 @@ class Stream:
             self._executor.push(passing, checkpoint=self._stop_if_cancelled) if passing else {}
         )
         done = time.perf_counter()
+        refuse_nonfinite(outputs)
         logits = iter(outputs[SLAB_LOGIT].reshape(-1).tolist()) if SLAB_LOGIT in outputs else None
         with self._changed:
             self._clock.slabs_s += made - started
@@ -275,10 +288,25 @@ class Stream:
         outputs: StudyOutputs | None = None
         if self._executor is not None and passed >= background.manifest.min_slabs:
             outputs = self._executor.finish(checkpoint=self._stop_if_cancelled)
-        clock = self._clock
-        now = time.perf_counter()
-        clock.deferred_s = now - started
-        timings = Timings(
+            refuse_nonfinite({**outputs.slabs, **outputs.study})
+        self._clock.deferred_s = time.perf_counter() - started
+        if background.manifest.grid.gate is not None:
+            self._note(_coverage_flags(self._records))
+        result = background.conclude(
+            sequencer=self._sequencer,
+            records=sorted(self._records, key=lambda record: record.position_um),
+            outputs=outputs,
+            flags=tuple(self._flags.values()),
+            timings=self._timings,
+        )
+        with self._changed:
+            if not self._cancelled:
+                self._result = result
+                self._release()
+
+    def _timings(self) -> Timings:
+        clock, now = self._clock, time.perf_counter()
+        return Timings(
             total_s=now - clock.opened,
             push_s=clock.push_s,
             slabs_s=clock.slabs_s,
@@ -287,19 +315,6 @@ class Stream:
             last_slice_to_result_s=now - clock.last_push,
             recomputed_slabs=clock.recomputed_slabs,
         )
-        if background.manifest.grid.gate is not None:
-            self._note(_coverage_flags(self._records))
-        result = background.conclude(
-            sequencer=self._sequencer,
-            records=sorted(self._records, key=lambda record: record.position_um),
-            outputs=outputs,
-            flags=tuple(self._flags.values()),
-            timings=timings,
-        )
-        with self._changed:
-            if not self._cancelled:
-                self._result = result
-                self._release()
 
     def _update(self) -> Update:
         records = self._records
@@ -320,12 +335,10 @@ class Stream:
     def _turn(self, deadline: float) -> Iterator[None]:
         """Hold the right to change the study."""
         if not self._pushing.acquire(timeout=_remaining(deadline)):
-            raise StreamTimeoutError("another push did not end in time; try again")
+            raise StreamTimeoutError("another push or finish did not end in time; call again")
         try:
             with self._changed:
                 self._refuse_if_ended()
-                if self._finishing:
-                    raise StreamError("the study has been finished; open a new stream")
             yield
         finally:
             self._pushing.release()
@@ -338,7 +351,7 @@ class Stream:
                 f"{MAX_PENDING_SLABS} slabs wait for the engine and the slice was not taken",
             )
 
-    def _begin_to_finish(self) -> None:
+    def _begin_to_finish(self, deadline: float) -> None:
         manifest = self._setup.background.manifest
         flags = self._sequencer.judge()
         staged = self._sequencer.copy()
@@ -355,18 +368,22 @@ class Stream:
                 code=Code.TOO_FEW_SLABS,
             )
         with self._changed:
-            self._forget_after(advance.kept)
+            self._refuse_if_ended()
+            self._forget_after(advance.kept, deadline)
             self._sequencer = staged
             self._note(flags)
             self._finishing = True
             self._hand_over(advance)
 
-    def _forget_after(self, kept: int) -> None:
+    def _forget_after(self, kept: int, deadline: float) -> None:
         """Drop the slabs handed over after the first ``kept`` ones: a slice came late."""
         if kept >= len(self._records) + self._working + len(self._pending):
             return
-        self._changed.wait_for(lambda: not self._working)
-        self._refuse_if_ended()
+        self._wait_until(
+            lambda: not self._working,
+            deadline,
+            "the slice came late, slabs that it changes are at work, and it was not taken",
+        )
         self._clock.recomputed_slabs += max(0, len(self._records) - kept)
         while self._pending and len(self._records) + len(self._pending) > kept:
             self._pending.pop()
@@ -402,10 +419,10 @@ class Stream:
         return self._cancelled or self._failure is not None or self._result is not None
 
     def _refuse_if_ended(self) -> None:
-        if self._cancelled:
-            raise StreamCancelledError("the stream was cancelled; open a new one")
         if self._failure is not None:
             raise self._failure
+        if self._cancelled:
+            raise StreamCancelledError("the stream was cancelled; open a new one")
 
     def _wait_until(self, condition: Callable[[], bool], deadline: float, late: str) -> None:
         def ready() -> bool:
@@ -418,11 +435,6 @@ class Stream:
     def _stop_if_cancelled(self) -> None:
         if self._cancelled:
             raise _StoppedError
-
-    def _fail(self, error: PeInferError) -> None:
-        with self._changed:
-            self._failure = error
-            self._pending.clear()
 
     def _release(self) -> None:
         """Let go of what is large."""

@@ -85,7 +85,12 @@ class FakeRuntime:
         self.before_run: BeforeRun = lambda _name, _batch: None
 
     def compile(
-        self, graph: bytes, *, name: str, precision: str = "float32", max_batch: int = 1
+        self,
+        graph: bytes,
+        *,
+        name: str,
+        precision: str = "float32",  # noqa: ARG002  it has one
+        max_batch: int = 1,
     ) -> Engine:
         try:
             return FakeEngine(self, graph, name, max_batch)

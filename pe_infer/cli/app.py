@@ -13,7 +13,7 @@ from pe_infer.cli.detect_command import detect_command
 from pe_infer.cli.doctor_command import doctor_command
 from pe_infer.cli.inspect_command import inspect_command
 from pe_infer.cli.phantom_command import phantom_command
-from pe_infer.errors import PeInferError
+from pe_infer.errors import ConfigurationError, PeInferError
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _EXIT_CODES: Final = (
@@ -64,8 +64,13 @@ def main() -> None:
     except PeInferError as error:
         print(f"pe-infer: error [{error.code}] {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:  # an output that cannot be written
+        if error.filename is None:
+            raise
+        print(f"pe-infer: error: {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(ConfigurationError.exit_code) from error
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

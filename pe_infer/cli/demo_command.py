@@ -93,8 +93,8 @@ def _print_truth(study: PhantomStudy, result: StudyResult, console: Console) -> 
     if not study.positive:
         return
     voxels = embolus_voxels_mm(study)
-    slabs = [slab for slab in result.evidence if slab.attention is not None]
-    slabs.sort(key=lambda slab: -(slab.probability or 0.0))
+    slabs = sorted(result.evidence, key=lambda slab: -(slab.probability or 0.0))
+    slabs = [slab for slab in slabs if slab.attention is not None]
     table = Table(title="where the network looked", title_justify="left", box=box.SIMPLE)
     for column in ("slab", "probability", "attention peak to nearest embolus"):
         table.add_column(column)
@@ -104,7 +104,9 @@ def _print_truth(study: PhantomStudy, result: StudyResult, console: Console) -> 
         away = distance_mm(voxels, slab.attention.peak_mm)
         style = "green" if away <= NEAR_MM else "yellow"
         table.add_row(
-            f"{slab.position_mm:.1f} mm", f"{slab.probability:.3f}", Text(f"{away:.1f} mm", style)
+            f"{slab.position_mm:.1f} mm",
+            "-" if slab.probability is None else f"{slab.probability:.3f}",
+            Text(f"{away:.1f} mm", style),
         )
     console.print(table)
     emboli = Table(title="emboli, largest first", title_justify="left", box=box.SIMPLE)

@@ -85,7 +85,8 @@ def _stream(
     meter: Meter,
 ) -> StudyResult:
     """Push the slices of a study at a scanner's pace, head to feet."""
-    found = open_series(source, series)
+    wants_contrast = detector.bundle.manifest.scope.contrast != "forbidden"
+    found = open_series(source, series, prefer_contrast=wants_contrast)
     with detector.open() as stream:
         due = time.perf_counter()
         flags = found.flags

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from pe_infer.bundle import shipped
 from pe_infer.detector import default_cache_dir
-from pe_infer.engines.base import AUTO, RUNTIMES, installed, select
-from pe_infer.errors import PeInferError
+from pe_infer.engines.base import AUTO, RUNTIMES, cpu_name, installed, select
+from pe_infer.errors import EngineError, PeInferError
 
 _FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 _PACKAGES: Final = (
@@ -54,13 +54,13 @@ def doctor_command(
         for hint in hints:
             console.print(Text(f"hint: {hint}", style="yellow"), soft_wrap=True)
     if not works:
-        raise typer.Exit(6)
+        raise typer.Exit(EngineError.exit_code)
 
 
 def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
     """Facts in order, hints, and whether an engine works."""
     facts = [
-        ("machine", f"{_cpu_name()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
+        ("machine", f"{cpu_name()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
         ("features", ", ".join(_cpu_features()) or "none of those that matter here"),
         ("memory", _memory()),
         ("python", platform.python_version()),
@@ -103,14 +103,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
-    if _CPUINFO.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
-        if found:
-            return found.group(1)
-    return platform.processor() or "unknown processor"
-
-
 def _cpu_features() -> list[str]:
     if not _CPUINFO.exists():
         return []
@@ -129,5 +121,8 @@ def _gpu() -> str | None:
     if program is None:
         return None
     query = [program, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown: nvidia-smi fails ({error})"
     return done.stdout.strip().replace("\n", "; ") or None

@@ -28,6 +28,7 @@ from pe_infer.engines.base import (
 from pe_infer.errors import Code, EngineError
 from pe_infer.manifest import Precision
 
+_TELEMETRY_SWITCH: Final = "ORT_DISABLE_TELEMETRY"
 _PROVIDERS: Final = ["CPUExecutionProvider"]
 _ERRORS_ONLY: Final = 3
 _FATAL_ONLY: Final = 4
@@ -164,13 +165,21 @@ def _specs(arguments: Any) -> Mapping[str, TensorSpec]:
 
 @cache
 def _vendor() -> Any:
+    """Import onnxruntime with its telemetry off.
+
+    From version 1.29 the Linux wheels report sessions, models and errors to Microsoft unless this
+    variable is set before the import (onnxruntime/Privacy.md). A value that the user has set is
+    left as it is. The variable stays set: the library reads it when it makes its environment.
+    """
+    os.environ.setdefault(_TELEMETRY_SWITCH, "1")
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except Exception as exc:
         raise EngineError(
             f"ONNX Runtime is installed but cannot be loaded: {exc}", code=Code.ENGINE_UNAVAILABLE
         ) from exc
-    onnxruntime.disable_telemetry_events()  # only Windows builds have any
+    if os.environ[_TELEMETRY_SWITCH] == "1":
+        onnxruntime.disable_telemetry_events()  # should it have been imported before
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     return onnxruntime
 

@@ -7,11 +7,13 @@ compiled before the first slab.
 """
 
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -27,7 +29,7 @@ from pe_infer.engines.base import (
     check_tensors,
     zeros,
 )
-from pe_infer.errors import Code, EngineError
+from pe_infer.errors import Code, ConfigurationError, EngineError
 from pe_infer.manifest import Precision
 from pe_infer.onnx_scan import declared_names
 
@@ -128,6 +130,7 @@ class OpenVinoRuntime:
         """Load the library.
 
         Raises:
+            ConfigurationError: ``options.cache_dir`` cannot be used.
             EngineError: It cannot be loaded (``engine.unavailable``).
         """
         self.options = options
@@ -136,6 +139,8 @@ class OpenVinoRuntime:
         with _translated("describe the CPU"):
             self.version = str(self._openvino.__version__).partition("-")[0]
             self.device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME")).strip()
+        if options.cache_dir:
+            _make_private(options.cache_dir)
 
     def compile(
         self, graph: bytes, *, name: str, precision: Precision = "float32", max_batch: int = 1
@@ -174,6 +179,17 @@ class OpenVinoRuntime:
 def runtime(options: EngineOptions) -> OpenVinoRuntime:
     """The entry point of `pe_infer.engines.base.select`."""
     return OpenVinoRuntime(options)
+
+
+def _make_private(cache_dir: Path) -> None:
+    """OpenVINO itself would go on without a cache if it cannot write there."""
+    try:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable = os.access(cache_dir, os.W_OK)
+    except OSError as exc:
+        raise ConfigurationError(f"cache_dir={str(cache_dir)!r} cannot be made: {exc}") from exc
+    if not writable:
+        raise ConfigurationError(f"cache_dir={str(cache_dir)!r} cannot be written to")
 
 
 def _specs(ports: Any, declared: list[str]) -> Mapping[str, TensorSpec]:

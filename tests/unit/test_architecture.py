@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pe_infer"
 
-# A unit may import units of lower rank, and, within a rank, only what SIDEWAYS names.
+# A unit may import units of lower rank only.
 LAYERS = [
     {"errors"},
     {"geometry", "result"},

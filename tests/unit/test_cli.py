@@ -99,6 +99,7 @@ def test_detect_reports_what_was_not_processed(cli: Cli, bundle: Path, tmp_path:
         (2, ["detect", "{series}", "--bundle", "{bundle}", "--engine", "tensorflow"]),
         (2, ["detect", "{series}", "--bundle", "{bundle}", "--operating-point", "nope"]),
         (2, ["detect"]),
+        (2, ["detect", "{series}", "--bundle", "{bundle}", "--json", "{empty}/no/such/out.json"]),
         (3, ["detect", "{empty}", "--bundle", "{bundle}"]),
         (3, ["detect", "{series}", "--bundle", "{bundle}", "--series", "99"]),
         (3, ["inspect", "{empty}"]),

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import kernel
-from strategies import grids, positions, slices, study
+from strategies import body, grids, positions, slices, study
 
 from pe_infer import _native, preprocess
-from pe_infer.errors import SeriesError
+from pe_infer.errors import GeometryError, SeriesError
 from pe_infer.geometry import Gate, PatientGrid, Slice, SliceGeometry, Window
 
 GRID = PatientGrid(
@@ -177,9 +177,29 @@ def test_gate_counts_lungs_and_not_what_lies_outside_the_body() -> None:
 
 
 def test_gate_keeps_slabs_with_lung() -> None:
-    grid = replace(GRID, gate=Gate(low_hu=-950, high_hu=-500, min_fraction=0.5), planes_per_slab=1)
-    for slab in preprocess.slabs(study(list(range(0, 40000, 2500))), grid):
-        assert slab.gated == (slab.gate_fraction < 0.5)
+    gate = Gate(low_hu=-950, high_hu=-500, min_fraction=0.1)
+    grid = replace(GRID, gate=gate, planes_per_slab=1, rows=8, cols=8, spacing_mm=10.0)
+    images = body(study(list(range(0, 40_000, 2500))), range(10_000, 25_001))
+    kept = [slab.position_um for slab in preprocess.slabs(images, grid) if not slab.gated]
+    assert kept == [10_000, 15_000, 20_000, 25_000]
+    for slab in preprocess.slabs(images, grid):
+        assert slab.gate_fraction == (16 / 64 if slab.position_um in kept else 0.0)
+
+
+@pytest.mark.parametrize(
+    "rescale",
+    [
+        {"rescale_slope": 0.0},
+        {"rescale_slope": 1e300},  # infinite in single precision: 0 * inf is no number
+        {"rescale_slope": 1e-300},
+        {"rescale_slope": float("nan")},
+        {"rescale_intercept": -1e300},
+        {"rescale_intercept": float("inf")},
+    ],
+)
+def test_a_rescale_that_makes_no_numbers_is_refused(rescale: dict[str, float]) -> None:
+    with pytest.raises(GeometryError, match="rescale slope"):
+        replace(study([0])[0], **rescale)
 
 
 def test_two_slices_at_one_position_are_refused() -> None:

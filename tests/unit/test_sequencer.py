@@ -82,9 +82,10 @@ def test_slabs_come_while_slices_arrive(upward: bool) -> None:
 def test_jitter_within_the_window_costs_nothing(seed: int) -> None:
     rng = random.Random(seed)
     order = sorted(range(60), key=lambda i: i + rng.uniform(0, 2.9) if i > REORDER_WINDOW else i)
-    history, forgotten, _ = stream([study(REGULAR)[i] for i in order])
+    images = study(REGULAR)
+    history, forgotten, _ = stream([images[i] for i in order])
     assert forgotten == 0
-    assert history[-1] == whole(study(REGULAR))
+    assert history[-1] == whole(images)
 
 
 def test_a_late_slice_forgets_only_what_it_changes() -> None:
@@ -246,6 +247,15 @@ def test_a_copy_is_independent(where: list[int]) -> None:
     twin.advance(final=True)
     assert list(sequencer.positions_um) == sorted(where[:-1])
     assert len(twin.positions_um) == len(where)
+
+
+@given(positions(), st.integers(-400_000, 400_000))
+def test_nearest_is_the_nearest_of_all(where: list[int], position: int) -> None:
+    sequencer = Sequencer(GRID)
+    for image in study(where):
+        sequencer.add(image, digest(image))
+    expected = min(where, key=lambda p: (abs(p - position), p))
+    assert sequencer.nearest(position).geometry.position_um == expected
 
 
 def test_nearest_takes_the_lower_of_two() -> None:

@@ -217,3 +217,18 @@ def test_order_of_arrival_does_not_matter(steps: list[int], seed: int, tilt_deg:
     shuffled = list(slices)
     random.Random(seed).shuffle(shuffled)
     assert analyse(slices) == analyse(shuffled)
+
+
+@pytest.mark.parametrize("turn_deg", [0.0, 4.0, -20.0, 44.0, 70.0, 170.0])
+def test_a_rotation_that_is_not_undone_is_flagged(turn_deg: float) -> None:
+    c, s = math.cos(math.radians(turn_deg)), math.sin(math.radians(turn_deg))
+    found = analyse(
+        [
+            place((0.0, 0.0, z), row_direction=(c, s, 0.0), col_direction=(-s, c, 0.0))
+            for z in (0.0, 1.0, 2.0)
+        ]
+    )
+    left = (turn_deg + 45) % 90 - 45  # quarter turns are undone
+    assert found.rotation_deg == pytest.approx(left)
+    flagged = Flag.IN_PLANE_ROTATION in {flag.flag for flag in found.quality_flags()}
+    assert flagged == (abs(left) > 5)
