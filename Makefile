@@ -8,6 +8,7 @@ NATIVE := setup.py CMakeLists.txt $(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help demo test test-cpp test-dist test-export lint format schemas bench clean
 
 help:  ## list the targets

@@ -20,6 +20,7 @@ from pe_infer.compiled import CompiledProgram
 from pe_infer.conclusion import Background
 from pe_infer.engines.base import AUTO, EngineOptions, select
 from pe_infer.errors import ConfigurationError, StreamError
+from pe_infer.executor import FIRST_CAPACITY
 from pe_infer.geometry import Slice
 from pe_infer.preprocess import CACHED_PLANES
 from pe_infer.program import FLOAT_BYTES
@@ -28,7 +29,6 @@ from pe_infer.stream import MAX_BATCH, Stream, StreamSetup
 
 DECODERS: Final = 2  # threads that decode ahead of the kernel in `Detector.detect`
 _AHEAD: Final = 8  # slices they may be ahead
-_FIRST_ROWS: Final = 64  # slabs that an executor makes room for at once
 _STORED_BYTES: Final = 2
 
 
@@ -205,7 +205,7 @@ class Detector:
         if grid.through_plane == "source":
             slabs = max(slabs, slices)
         # Arrays grow twofold, beside the old one; at the end, outputs are copied.
-        rows = max(_FIRST_ROWS, 2 * slabs) + slabs
+        rows = max(FIRST_CAPACITY, 2 * slabs) + slabs
         kept = max(program.memory_bytes(rows, arrival) for arrival in ("down", "up"))
         batch = max(MAX_BATCH, *(program.max_batch(node) for node in program.graph_nodes))
         one_slab = sum(math.prod(spec.shape) for spec in program.specs.values())

@@ -4,7 +4,6 @@
 
     PeInferError                     1
     ├── ConfigurationError           2   an argument or a setting makes no sense
-    ├── MissingDependencyError       2   an optional package is not installed
     ├── InputError                   3   the data cannot be used
     │   ├── DicomError                   one file is not a CT image we can decode
     │   ├── GeometryError                one slice has no usable place in the patient
@@ -30,7 +29,6 @@ class Code(StrEnum):
 
     # configuration
     INVALID_ARGUMENT = "configuration.invalid_argument"
-    NOT_INSTALLED = "configuration.not_installed"
     # one file
     UNREADABLE_FILE = "dicom.unreadable_file"
     NOT_CT = "dicom.not_ct"
@@ -99,14 +97,6 @@ class ConfigurationError(PeInferError):
     def __init__(self, message: str, *, code: Code = Code.INVALID_ARGUMENT) -> None:
         """Store the message; the code is almost always the same."""
         super().__init__(message, code=code)
-
-
-class MissingDependencyError(ConfigurationError):
-    """An optional package is not installed; the message names the extra to install."""
-
-    def __init__(self, message: str) -> None:
-        """Store the message."""
-        super().__init__(message, code=Code.NOT_INSTALLED)
 
 
 class InputError(PeInferError):

@@ -23,7 +23,7 @@ from pe_infer.program import Plan, Program
 Allocator: TypeAlias = Callable[[tuple[int, ...]], Tensor]
 Checkpoint: TypeAlias = Callable[[], None]
 
-_FIRST_CAPACITY: Final = 64
+FIRST_CAPACITY: Final = 64  # slabs that an executor makes room for at first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class _Rows:
     def reserve(self, count: int, valid: int) -> None:
         """Make room for ``count`` rows, keeping the first ``valid``."""
         if count > (capacity := len(self._array)):
-            grown = self._empty((max(count, 2 * capacity, _FIRST_CAPACITY), *self._shape))
+            grown = self._empty((max(count, 2 * capacity, FIRST_CAPACITY), *self._shape))
             grown[:valid] = self._array[:valid]
             self._array = grown
 

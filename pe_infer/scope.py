@@ -1,14 +1,10 @@
 """Whether a series is what a bundle was made for, as far as its headers say."""
 
-import re
-from typing import Final
-
 from pe_infer.errors import ScopeError
 from pe_infer.geometry import SeriesInfo
 from pe_infer.manifest import Scope
 from pe_infer.result import Flag, QualityFlag
-
-_NO_CONTRAST: Final = frozenset({"NONE", "NO", "N", "WITHOUT", "NATIVE"})  # as a first word
+from pe_infer.series import says_contrast
 
 
 def check_scope(scope: Scope, series: SeriesInfo, *, bundle: str) -> list[QualityFlag]:
@@ -42,15 +38,14 @@ def check_scope(scope: Scope, series: SeriesInfo, *, bundle: str) -> list[Qualit
             )
     if scope.contrast != "any":
         agent = series.contrast_bolus_agent
-        words = re.findall(r"[A-Z0-9]+", (agent or "").upper())
-        given = bool(words) and words[0] not in _NO_CONTRAST
+        given = says_contrast(agent)
         if scope.contrast == "forbidden" and given:
             raise ScopeError(
                 f"ContrastBolusAgent is {agent!r}, bundle {bundle!r} is for series without "
                 "contrast agent; select the native series"
             )
         if scope.contrast == "required" and not given:
-            if words:
+            if given is False:
                 raise ScopeError(
                     f"ContrastBolusAgent is {agent!r}, bundle {bundle!r} is for series with "
                     "contrast agent; select the enhanced series"

@@ -5,6 +5,7 @@ sequencer for a study, ``inspect`` for a report), with the limits given here.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +29,7 @@ CENTRE_DRIFT_MM = 1.0  # centres further than this from a line are not explained
 ORIENTATION_SPREAD_DEG = 0.5  # axes that differ by more than this do not belong to one stack
 IN_PLANE_ROTATION_DEG = 5.0  # beyond what a head or a table lies askew; it is not undone
 MIN_PRONE_COSINE = 0.7  # an image this far turned round is upside down
+_NO_CONTRAST_WORDS = frozenset({"NONE", "NO", "N", "WITHOUT", "NATIVE"})  # as a first word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,3 +297,9 @@ def _mean_axis(axes: Sequence[Vector]) -> tuple[NDArray[np.float64], float]:
     # Exact for small angles, where acos is not.
     half_chord = np.linalg.norm(vectors - mean, axis=1).max() / 2.0
     return mean, math.degrees(2.0 * math.asin(min(1.0, float(half_chord))))
+
+
+def says_contrast(agent: str | None) -> bool | None:
+    """Whether ContrastBolusAgent says that an agent was given; ``None`` if it says nothing."""
+    words = re.findall(r"[A-Z0-9]+", (agent or "").upper())
+    return words[0] not in _NO_CONTRAST_WORDS if words else None

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from pe_infer.errors import Code, SeriesError
+from pe_infer.series import says_contrast
 
 MIN_EXTENT_MM = 50.0  # a series that covers less is a bolus tracking or a test slice
 MAX_THICKNESS_MM = 3.0  # thicker slices are preferred only to none
-NO_CONTRAST_WORDS = frozenset({"NONE", "NO", "N", "WITHOUT", "NATIVE"})
 REFORMATTED_WORDS = frozenset({"MPR", "REFORMATTED", "REFORMAT", "RESAMPLED", "CPR"})
 
 # Names of convolution kernels for lung and bone. Siemens and Canon number theirs: higher is
@@ -214,12 +214,6 @@ def is_sharp_kernel(kernel: str | None) -> bool:
     return first in _SHARP_NAMES
 
 
-def has_contrast(agent: str | None) -> bool:
-    """Tell whether ContrastBolusAgent names an agent."""
-    words = re.findall(r"[A-Z0-9]+", (agent or "").upper())
-    return bool(words) and words[0] not in NO_CONTRAST_WORDS
-
-
 def _has_word(summary: SeriesSummary, words: frozenset[str]) -> bool:
     return any(
         word in words for text in summary.image_type for word in re.findall(r"[A-Z0-9]+", text)
@@ -234,7 +228,7 @@ def _spacing_mm(summary: SeriesSummary) -> float:
 
 _CONTRAST: _Criterion = (
     "a contrast agent is given",
-    lambda s: not has_contrast(s.contrast_bolus_agent),
+    lambda s: not says_contrast(s.contrast_bolus_agent),
 )
 _CRITERIA: tuple[_Criterion, ...] = (
     ("ImageType is ORIGINAL", lambda s: s.image_type[:1] != ("ORIGINAL",)),

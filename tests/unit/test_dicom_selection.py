@@ -8,11 +8,11 @@ from pe_infer.dicom.selection import (
     Refusal,
     SeriesSummary,
     choose,
-    has_contrast,
     is_sharp_kernel,
     ordered,
 )
 from pe_infer.errors import Code, SeriesError
+from pe_infer.series import says_contrast
 
 GOOD = SeriesSummary(
     series_instance_uid="2.25.1",
@@ -170,4 +170,4 @@ def test_sharp_kernels(kernel: str | None, sharp: bool) -> None:
     [(None, False), ("", False), ("NONE", False), ("no contrast", False), ("Omnipaque 350", True)],
 )
 def test_contrast_agents(agent: str | None, given: bool) -> None:
-    assert has_contrast(agent) is given
+    assert bool(says_contrast(agent)) is given
