@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -15,6 +16,7 @@
 namespace {
 
 int failures = 0;
+long allocations = 0;
 
 void expect(bool condition, const char* what, int line) {
   if (condition) return;
@@ -75,6 +77,17 @@ void a_constant_stays_constant_in_every_orientation_and_size() {
   }
 }
 
+void a_slice_allocates_nothing() {
+  for (const bool transpose : {false, true}) {
+    pe_infer::SliceResampler resampler(31, 17, 0.7, 0.7, {transpose, true, true}, 24, 20, 0.9);
+    const std::vector<std::int16_t> pixels(31 * 17, 40);
+    std::vector<std::int16_t> out(24 * 20);
+    const long before = allocations;
+    resampler.run(pixels, {1.0f, 0.0f, 1, 0}, out);
+    EXPECT(allocations == before);
+  }
+}
+
 void bad_sizes_are_refused() {
   EXPECT(refuses([] { pe_infer::AxisWeights(0, 1.0, 1, 1.0); }));
   EXPECT(refuses([] { pe_infer::AxisWeights(1, 0.0, 1, 1.0); }));
@@ -112,10 +125,19 @@ void the_gate_sees_what_the_body_encloses() {
 
 }  // namespace
 
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
 int main() {
   rounding_is_to_even();
   weights_sum_to_one();
   a_constant_stays_constant_in_every_orientation_and_size();
+  a_slice_allocates_nothing();
   bad_sizes_are_refused();
   planes_are_weighted_sums();
   the_gate_sees_what_the_body_encloses();
