@@ -1,0 +1,130 @@
+"""Augmentation of slabs in Hounsfield units, before the window; cheap operations on one crop.
+
+The list and its strengths are [ours].
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SOFT_TISSUE_HU = 60.0  # contrast agent shows above this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strengths:
+    """How strongly slabs are changed; zero turns a step off."""
+
+    gain_log_sd: float = 0.35
+    shift_hu_sd: float = 10.0
+    filter_share: float = 0.4
+    noise_hu_max: float = 15.0
+    z_flip_share: float = 0.5
+    left_right_share: float = 0.3
+    warp_share: float = 0.5
+    scale: float = 0.09
+    rotation_degrees: float = 6.0
+    elastic_px: float = 3.0
+    no_contrast_share: float = 0.05  # of negatives only
+
+
+OFF = Strengths(
+    gain_log_sd=0.0,
+    shift_hu_sd=0.0,
+    filter_share=0.0,
+    noise_hu_max=0.0,
+    z_flip_share=0.0,
+    left_right_share=0.0,
+    warp_share=0.0,
+    no_contrast_share=0.0,
+)
+
+
+def windowed(hu: Tensor, low_hu: float, high_hu: float) -> Tensor:
+    """Hounsfield units to [0, 1]."""
+    return ((hu - low_hu) / (high_hu - low_hu)).clamp_(0.0, 1.0)
+
+
+def augmented(
+    hu: Tensor, mask: Tensor, strengths: Strengths, generator: torch.Generator, *, positive: bool
+) -> tuple[Tensor, Tensor]:
+    """Change one slab and its mask alike.
+
+    Args:
+        hu: (planes, H, W) float32 HU; may be overwritten.
+        mask: (planes, H, W) bool.
+        strengths: How strongly.
+        generator: Source of all randomness.
+        positive: Positive slabs are never stripped of contrast.
+
+    Returns:
+        HU and mask of the same shapes and dtypes.
+    """
+    hu, mask = _moved(hu, mask, strengths, generator)
+    return _recoloured(hu, strengths, generator, positive=positive), mask
+
+
+def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _normal(generator: torch.Generator, sd: float) -> float:
+    return sd * float(torch.randn((), generator=generator))
+
+
+def _moved(
+    hu: Tensor, mask: Tensor, strengths: Strengths, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Flips and a warp, of both alike."""
+    if _uniform(generator) < strengths.z_flip_share:
+        hu, mask = hu.flip(0), mask.flip(0)
+    if _uniform(generator) < strengths.left_right_share:
+        hu, mask = hu.flip(2), mask.flip(2)
+    if _uniform(generator) < strengths.warp_share:
+        grid = _warp_grid(hu.shape[1], hu.shape[2], strengths, generator)
+        hu = functional.grid_sample(hu[None], grid, padding_mode="border", align_corners=False)[0]
+        if bool(mask.any()):
+            moved = functional.grid_sample(mask[None].float(), grid, align_corners=False)[0]
+            mask = moved > 0.5
+    return hu, mask
+
+
+def _recoloured(
+    hu: Tensor, strengths: Strengths, generator: torch.Generator, *, positive: bool
+) -> Tensor:
+    """Contrast, sharpness, noise and a shift of all values."""
+    gain = math.exp(_normal(generator, strengths.gain_log_sd)) if strengths.gain_log_sd else 1.0
+    if not positive and _uniform(generator) < strengths.no_contrast_share:
+        gain = _uniform(generator, 0.0, 0.1)
+    if gain != 1.0:
+        hu = torch.where(hu > SOFT_TISSUE_HU, SOFT_TISSUE_HU + (hu - SOFT_TISSUE_HU) * gain, hu)
+    if _uniform(generator) < strengths.filter_share:
+        hu = _filtered(hu, _uniform(generator, -0.3, 0.6))
+    if strengths.noise_hu_max:
+        sd = _uniform(generator, 0.0, strengths.noise_hu_max)
+        hu = hu + sd * torch.randn(hu.shape, generator=generator)
+    return hu + _normal(generator, strengths.shift_hu_sd)
+
+
+def _filtered(hu: Tensor, amount: float) -> Tensor:
+    """Mix with a 3x3 mean: positive amounts blur, negative ones sharpen."""
+    padded = functional.pad(hu[None], (1, 1, 1, 1), mode="replicate")
+    return hu + amount * (functional.avg_pool2d(padded, 3, 1)[0] - hu)
+
+
+def _warp_grid(rows: int, cols: int, strengths: Strengths, generator: torch.Generator) -> Tensor:
+    """Sampling grid (1, rows, cols, 2) of a rotation, a scale and a smooth random field."""
+    draw = torch.rand(2, generator=generator) * 2 - 1
+    angle = math.radians(strengths.rotation_degrees) * float(draw[0])
+    scale = 1.0 + strengths.scale * float(draw[1])
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    matrix = torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])
+    grid = functional.affine_grid(matrix, [1, 1, rows, cols], align_corners=False)
+    if strengths.elastic_px:
+        coarse = torch.randn((1, 2, 5, 5), generator=generator)
+        field = functional.interpolate(coarse, (rows, cols), mode="bilinear", align_corners=True)
+        size = torch.tensor([2.0 / cols, 2.0 / rows])
+        grid = grid + field.permute(0, 2, 3, 1) * strengths.elastic_px * size
+    return grid

@@ -1,0 +1,120 @@
+"""Makes a store of synthetic studies.
+
+``python -m export.datasets.generate --config export/configs/pe-data.toml --out DIR``
+
+Every study goes through the product's own preprocessing. The grid phase is random because the
+phantom's positions are. Pairs that are in the store already are kept, so that the command can be
+stopped and given again.
+"""
+
+import dataclasses
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from export.datasets.store import StudyRecord, study_name, write_study
+from export.training.config import DataSettings, load_settings
+from pe_infer import preprocess
+from pe_infer.errors import PeInferError
+from pe_infer.geometry import PatientGrid
+from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
+
+HU_RANGE = (-1024, 3071)
+MASK_THRESHOLD = 500.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GriddedStudy:
+    """A phantom on the patient grid.
+
+    Attributes:
+        positions_um: (planes,) ascending.
+        hu: (planes, rows, cols) float32.
+        mask: (planes, rows, cols) clot.
+        slab_planes: Index of the middle plane of every slab that passes the gate.
+    """
+
+    positions_um: NDArray[np.int64]
+    hu: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    slab_planes: list[int]
+
+
+def to_grid(study: PhantomStudy, grid: PatientGrid) -> GriddedStudy:
+    """Bring a phantom and its truth to the grid with the product's preprocessing.
+
+    Raises:
+        SeriesError: The study gives no plane.
+    """
+    positions, hu = preprocess.planes(study.slices, grid)
+    place = {int(p): i for i, p in enumerate(positions)}
+    slabs = preprocess.slabs(study.slices, grid)
+    slab_planes = [place[slab.position_um] for slab in slabs if not slab.gated]
+    if study.positive:
+        _, truth = preprocess.planes(study.mask_slices(), grid)
+        mask = truth > MASK_THRESHOLD
+    else:
+        mask = np.zeros(hu.shape, dtype=np.bool_)
+    return GriddedStudy(positions, hu, mask, slab_planes)
+
+
+def store_pair(store: Path, seed: int, grid: PatientGrid, config: PhantomConfig) -> int:
+    """Make one pair and store it, unless it is there; returns its seed."""
+    names = [study_name(seed, positive=p) for p in (True, False)]
+    if all((store / name / "study.json").exists() for name in names):
+        return seed
+    for study in generate_pair(seed, config):
+        gridded = to_grid(study, grid)
+        record = StudyRecord(
+            seed=seed,
+            positive=study.positive,
+            positions_um=[int(p) for p in gridded.positions_um],
+            slab_planes=gridded.slab_planes,
+            clot_pixels=[int(c) for c in gridded.mask.sum(axis=(1, 2))],
+            preprocessing_version=preprocess.VERSION,
+            phantom={
+                "configuration": config.digest(),
+                "emboli": [dataclasses.asdict(e) for e in study.emboli],
+                "parameters": study.parameters,
+            },
+        )
+        hu = np.clip(np.rint(gridded.hu), *HU_RANGE).astype(np.int16)
+        write_study(store, record, hu, gridded.mask if study.positive else None)
+    return seed
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="Data settings (TOML).")],
+    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    split: Annotated[Literal["train", "validation"], typer.Option(help="Which seeds.")] = "train",
+    pairs: Annotated[int | None, typer.Option(help="Stop after this many pairs of it.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    phantom: Annotated[Path | None, typer.Option(help="Phantom configuration.")] = None,
+) -> None:
+    """Make a store of synthetic studies."""
+    console = Console()
+    try:
+        settings = load_settings(config, DataSettings)
+        phantom_config = PhantomConfig.load(phantom) if phantom else DEFAULT
+        seeds = list(getattr(settings, split).seeds)[:pairs]
+        grid = settings.grid.to_grid()
+        with ProcessPoolExecutor(workers) as pool:
+            jobs = [pool.submit(store_pair, out, seed, grid, phantom_config) for seed in seeds]
+            try:
+                for job in track(jobs, f"{split} pairs", console=console):
+                    job.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except PeInferError as exc:
+        console.print(f"[red]error:[/] {exc}")
+        raise typer.Exit(exc.exit_code) from exc
+
+
+if __name__ == "__main__":
+    typer.run(main)

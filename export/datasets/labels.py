@@ -1,0 +1,64 @@
+"""Which slabs are positive, negative, or neither; masks at the size of the attention map."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.models.stage1 import TOTAL_STRIDE
+
+MIN_CLOT_PIXELS = 12  # at 0.75 mm: 6.75 mm2 in the middle plane [ours]
+MIN_CELL_PIXELS = (
+    4  # fewer clot pixels than this in a cell of 16 x 16 say nothing either way [ours]
+)
+
+Label = Literal["positive", "negative", "dropped"]
+
+
+def slab_label(clot_pixels: NDArray[np.int64], middle: int, planes_per_slab: int) -> Label:
+    """Label of one slab.
+
+    Args:
+        clot_pixels: (planes,) number of clot pixels of every plane of the study.
+        middle: Index of the middle plane of the slab.
+        planes_per_slab: Planes of a slab.
+
+    Returns:
+        ``"positive"`` if the middle plane has at least ``MIN_CLOT_PIXELS``, ``"negative"`` if all
+        planes of the slab are clean, otherwise ``"dropped"``.
+    """
+    half = planes_per_slab // 2
+    if clot_pixels[middle] >= MIN_CLOT_PIXELS:
+        return "positive"
+    if not clot_pixels[middle - half : middle + half + 1].any():
+        return "negative"
+    return "dropped"
+
+
+def cell_counts(mask: NDArray[np.bool_], stride: int = TOTAL_STRIDE) -> NDArray[np.int64]:
+    """Clot pixels in every cell of the attention map: (..., H, W) to (..., H/stride, W/stride)."""
+    *lead, rows, cols = mask.shape
+    blocks = mask.reshape(*lead, rows // stride, stride, cols // stride, stride)
+    counts: NDArray[np.int64] = blocks.sum(axis=(-3, -1), dtype=np.int64)
+    return counts
+
+
+def attention_target(
+    mask: NDArray[np.bool_], stride: int = TOTAL_STRIDE
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Target and weight of every cell of the attention map.
+
+    Args:
+        mask: (planes, H, W) clot mask of a slab, or of a crop of it.
+        stride: Pixels per cell.
+
+    Returns:
+        The max-pooled mask of the middle plane (H/stride, W/stride), and the weight of each cell in
+        the dense loss: 0 where the middle plane has fewer than ``MIN_CELL_PIXELS`` clot pixels
+        although there is clot in the cell in some plane, 1 elsewhere.
+    """
+    counts = cell_counts(mask, stride)
+    middle = counts[mask.shape[0] // 2]
+    target = middle > 0
+    unsure = (middle < MIN_CELL_PIXELS) & (counts.sum(axis=0) > 0)
+    return target.astype(np.float32), (~unsure).astype(np.float32)

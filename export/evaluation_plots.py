@@ -1,0 +1,42 @@
+"""Plots of an evaluation as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+if TYPE_CHECKING:
+    from export.evaluate import StudyCase
+
+SIZE = (5.0, 4.5)
+
+
+def write_plots(studies: "Sequence[StudyCase]", folder: Path) -> None:
+    """Write ``roc.png`` (studies and slabs) and ``probabilities.png`` to a folder."""
+    slabs = [slab for study in studies for slab in study.slabs]
+    figure = Figure(figsize=SIZE)
+    axes = figure.subplots()
+    for name, truth, scores in (
+        ("studies", [s.positive for s in studies], [s.probability for s in studies]),
+        ("slabs", [s.positive for s in slabs], [s.probability for s in slabs]),
+    ):
+        false_share, true_share, _ = roc_curve(truth, scores)
+        axes.plot(false_share, true_share, label=name)
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.5)
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="synthetic studies")
+    axes.legend()
+    figure.savefig(folder / "roc.png", dpi=120, bbox_inches="tight")
+
+    figure = Figure(figsize=SIZE)
+    axes = figure.subplots()
+    edges = [i / 20 for i in range(21)]
+    for name, positive in (("emboli", True), ("no emboli", False)):
+        chosen = [s.probability for s in studies if s.positive is positive]
+        axes.hist(chosen, bins=edges, alpha=0.6, label=name)
+    if studies:
+        axes.axvline(studies[0].threshold, color="black", linewidth=0.8, label="threshold")
+    axes.set(xlabel="probability", ylabel="studies", title="synthetic studies")
+    axes.legend()
+    figure.savefig(folder / "probabilities.png", dpi=120, bbox_inches="tight")

@@ -1,0 +1,96 @@
+"""``MODEL_CARD.md`` of a bundle, written from its manifest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+HEADLINES = {
+    "study_auc": "study AUC",
+    "sensitivity": "sensitivity at the default operating point",
+    "specificity": "specificity at the default operating point",
+    "slab_auc": "slab AUC",
+    "peak_hit": "attention peak within 10 mm of an embolus, all positive slabs",
+    "peak_control": "the same places in the patients without emboli (control)",
+}
+
+
+WHAT_IT_IS = """\
+Shi et al., *Automatic Diagnosis of Pulmonary Embolism Using an Attention-guided Framework*
+(MIDL 2020, arXiv 2006.00074): a ResNet-18 classifies slabs of five planes and shows where it
+looked (class activation map); a stack of convolutional LSTMs, down and up through the study, gives
+the study its probability. What the paper does not say is marked [ours] in `export/models/`.\
+""".splitlines()
+
+
+def model_card(document: Mapping[str, Any]) -> str:
+    """Markdown text.
+
+    Args:
+        document: The manifest of the bundle; ``training.evaluation`` is what ``export.evaluate``
+            wrote, or ``None``.
+    """
+    training = document["training"]
+    lines = [
+        f"# Model card: {document['name']} {document['version']}",
+        "",
+        document["intended_use"].strip(),
+        "",
+        "## What it is",
+        "",
+        *WHAT_IT_IS,
+        "",
+        "## Training",
+        "",
+        f"- Data: {training['data']}. Every patient is there twice, with emboli and without.",
+        f"- Stage 1: {_progress(training['stage1'])}.",
+        f"- Stage 2: {_progress(training['stage2'])}.",
+    ]
+    start = training.get("stage1_start")
+    while start:
+        lines.append(f"- Stage 1 started from a run on {start['data']}: {_progress(start)}.")
+        start = start.get("start")
+    lines += ["", "## Operating points", "", "| name | threshold | measured |", "|---|---|---|"]
+    for point in document["operating_points"]:
+        measured = ", ".join(
+            f"{k} {v:.2f}" if isinstance(v, float) else f"{k}: {v}"
+            for k, v in point.get("measured", {}).items()
+        )
+        lines.append(
+            f"| {point['name']} | {point['threshold']:.4f} | {measured or 'not measured'} |"
+        )
+    lines += ["", "## Evaluation", ""]
+    lines += _evaluation(training.get("evaluation"))
+    return "\n".join([*lines, ""])
+
+
+def _progress(stage: Mapping[str, Any]) -> str:
+    at = stage["progression"]
+    return f"{at['step']} steps, {at['minutes']:.0f} minutes on two CPU cores"
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
+    if evaluation is None:
+        return ["Not evaluated."]
+    first, count = evaluation["first_seed"], evaluation["pairs"]
+    lines = [
+        f"On {count} pairs of synthetic studies that training never saw (seeds {first} to",
+        f"{first + count - 1}).",
+        "",
+        "| measure | value | 95 % interval |",
+        "|---|---|---|",
+    ]
+    for key, name in HEADLINES.items():
+        if key in evaluation:
+            value = evaluation[key]
+            low, high = value["interval"]
+            lines.append(f"| {name} | {value['value']:.3f} | {low:.3f} to {high:.3f} |")
+    trivial = evaluation.get("trivial_auc", {})
+    if trivial:
+        lines += [
+            "",
+            "Study AUC of scores that need no network:",
+            "",
+            "| score | AUC |",
+            "|---|---|",
+        ]
+        lines += [f"| {name} | {value:.3f} |" for name, value in trivial.items()]
+    return lines

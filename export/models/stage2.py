@@ -1,0 +1,199 @@
+"""Stage 2: recurrent network over the slabs of a study (Shi et al., MIDL 2020).
+
+Where each choice comes from: [slides] = the authors' conference slides, [ours] = not stated there.
+
+- Input: features T x 512 x 24 x 24 of the frozen stage 1, slabs in ascending position (feet to
+  head) [slides / ours].
+- Twice: ConvLSTM downwards, batch norm, ConvLSTM upwards, batch norm, max pool 2x2. The directions
+  follow each other, they are not concatenated [slides]. 96 filters in the second block [slides], 48
+  in the first, 3x3 kernels [ours].
+- Flatten (6 x 6 x 96 = 3456), mean over T, dropout, dense layer to one logit [slides]; dropout 0.5
+  [ours].
+- ConvLSTM (Shi X. et al., NeurIPS 2015) without peepholes; the bias of the forget gate starts at 1
+  [ours].
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FILTERS = (48, 96)
+FEATURE_SIZE = 24
+DROPOUT = 0.5
+INPUT, FORGET, CANDIDATE, OUTPUT = range(4)  # order of the gates along the channel axis
+LEVELS = (-1.0, -0.5, 0.0, 0.5)  # of the activation map, see ``StudyNet.read_attention`` [ours]
+COUNT_WEIGHT = 0.03
+
+
+class ConvLstmCell(nn.Module):
+    """One step of the recurrence, apart from the input projection.
+
+    Gates lie in the order input, forget, candidate, output along the channel axis.
+    """
+
+    def __init__(self, filters: int) -> None:
+        """Create the recurrent convolution (no bias: the projection has one)."""
+        super().__init__()
+        self.filters = filters
+        self.recurrent = nn.Conv2d(filters, 4 * filters, 3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance by one slab.
+
+        Args:
+            x: (N, 4 * filters, H, W) projected input.
+            h: (N, filters, H, W) hidden state.
+            c: (N, filters, H, W) cell state.
+
+        Returns:
+            The next hidden state, which is also the output, and the next cell state.
+        """
+        i, f, g, o = torch.chunk(x + self.recurrent(h), 4, dim=1)
+        c_next = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c_next), c_next
+
+
+class ConvLstm(nn.Module):
+    """Convolutional LSTM over a sequence, as an input projection and a recurrence.
+
+    Args:
+        in_channels: Channels of the input sequence.
+        filters: Channels of the hidden state.
+        downwards: Run from the head to the feet, which is from the last slab to the first.
+    """
+
+    def __init__(self, in_channels: int, filters: int, *, downwards: bool) -> None:
+        """Create the projection and the cell."""
+        super().__init__()
+        self.downwards = downwards
+        self.filters = filters
+        self.project = nn.Conv2d(in_channels, 4 * filters, 3, 1, 1)
+        self.cell = ConvLstmCell(filters)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.orthogonal_(self.cell.recurrent.weight)
+        bias = torch.zeros(4 * filters)
+        bias[FORGET * filters : (FORGET + 1) * filters] = 1.0  # remember by default
+        self.project.bias = nn.Parameter(bias)
+
+    def read(self, gate: int, channel: int, weight: Tensor, bias: Tensor) -> None:
+        """Let one gate of one channel see a weighted sum of the input at its own place.
+
+        Args:
+            gate: ``INPUT``, ``FORGET``, ``CANDIDATE`` or ``OUTPUT``.
+            channel: Channel of the hidden state.
+            weight: (in_channels,).
+            bias: ().
+        """
+        row = gate * self.filters + channel
+        middle = self.project.kernel_size[0] // 2
+        self.project.weight[row] = 0.0
+        self.project.weight[row, :, middle, middle] = weight
+        if self.project.bias is not None:
+            self.project.bias[row] = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C, H, W) to hidden states (B, T, filters, H, W), both in ascending position.
+
+        Gates and cell state are float32 under autocast too: a cell adds up over a whole study.
+        """
+        batch, steps = x.shape[:2]
+        flat = self.project(x.flatten(0, 1)).float()
+        gates = flat.reshape(batch, steps, *flat.shape[1:])
+        h = gates.new_zeros(batch, self.filters, *x.shape[3:])
+        c = torch.zeros_like(h)
+        hidden: list[Tensor] = [h] * steps
+        order = range(steps - 1, -1, -1) if self.downwards else range(steps)
+        for t in order:
+            h, c = self.cell(gates[:, t], h, c)
+            hidden[t] = h
+        return torch.stack(hidden, dim=1)
+
+
+class SequenceNorm(nn.BatchNorm2d):
+    """Batch norm over studies and slabs: takes (B, T, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is torch's
+        """Normalise every channel."""
+        if input.ndim == 4:
+            return super().forward(input)
+        return super().forward(input.flatten(0, 1)).reshape(input.shape)
+
+
+class StudyNet(nn.Module):
+    """Two blocks of ConvLSTM down, norm, ConvLSTM up, norm, max pool; the mean over slabs; a logit.
+
+    Args:
+        in_channels: Channels of the stage-1 features.
+        filters: Filters of the two blocks.
+        feature_size: Rows and columns of the stage-1 features.
+        dropout: Share of the mean vector dropped in training.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 512,
+        filters: Sequence[int] = FILTERS,
+        feature_size: int = FEATURE_SIZE,
+        dropout: float = DROPOUT,
+    ) -> None:
+        """Create the layers."""
+        super().__init__()
+        first, second = filters
+        self.filters = (first, second)
+        self.in_channels = in_channels
+        self.feature_size = feature_size
+        self.down1 = ConvLstm(in_channels, first, downwards=True)
+        self.norm_down1 = SequenceNorm(first)
+        self.up1 = ConvLstm(first, first, downwards=False)
+        self.norm_up1 = SequenceNorm(first)
+        self.down2 = ConvLstm(first, second, downwards=True)
+        self.norm_down2 = SequenceNorm(second)
+        self.up2 = ConvLstm(second, second, downwards=False)
+        self.norm_up2 = SequenceNorm(second)
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(second * (feature_size // 4) ** 2, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, T, C, H, W), ascending position, any T, to study logits (B, 1)."""
+        x = self.norm_down1(self.down1(features))
+        x = pooled(self.norm_up1(self.up1(x)))
+        x = self.norm_down2(self.down2(x))
+        x = pooled(self.norm_up2(self.up2(x)))
+        logit: Tensor = self.dense(self.dropout(x.flatten(2).mean(dim=1)))
+        return logit
+
+    def read_attention(
+        self, weight: Tensor, bias: Tensor, *, gain: float, levels: Sequence[float] = LEVELS
+    ) -> None:
+        """Start from what stage 1 already knows instead of from noise [ours].
+
+        The first channels of ``down1`` open their input, candidate and output gates where the class
+        activation map is above a level of their own; the first channels of the later layers pass
+        them on, and the dense layer adds them up. So the first logit is a count of suspicious
+        places, and training begins where hours of it would otherwise end.
+
+        Args:
+            weight: (C,) weights of the PE class activation map.
+            bias: () its bias.
+            gain: Factor on the map.
+            levels: One per channel that starts this way.
+        """
+        with torch.no_grad():
+            for channel, level in enumerate(levels):
+                for gate in (INPUT, CANDIDATE, OUTPUT):
+                    self.down1.read(gate, channel, gain * weight, gain * (bias - level))
+                    for layer in (self.up1, self.down2, self.up2):
+                        one_hot = torch.zeros(layer.project.in_channels)
+                        one_hot[channel] = 1.0
+                        layer.read(gate, channel, one_hot, torch.tensor(-1.0))
+            self.dense.weight.mul_(0.3)
+            sums = self.dense.weight.view(1, self.filters[1], -1)
+            sums[:, : len(levels)] += COUNT_WEIGHT
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Max pool 2x2 of every slab: (B, T, C, H, W) to (B, T, C, H/2, W/2)."""
+    flat = functional.max_pool2d(x.flatten(0, 1), 2)
+    return flat.reshape(*x.shape[:2], *flat.shape[1:])

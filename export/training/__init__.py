@@ -1,0 +1,1 @@
+"""Training of the two stages: settings, losses, sampling, checkpoints, a command per stage."""

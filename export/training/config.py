@@ -1,0 +1,228 @@
+"""Settings of data generation and training, read from TOML; an unknown key is an error."""
+
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pe_infer.errors import ConfigurationError
+from pe_infer.geometry import Gate, PatientGrid, Window
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WindowSettings(Settings):
+    """``pe_infer.geometry.Window``."""
+
+    low_hu: float
+    high_hu: float
+
+
+class GateSettings(Settings):
+    """``pe_infer.geometry.Gate``."""
+
+    low_hu: float
+    high_hu: float
+    min_fraction: float
+
+
+class GridSettings(Settings):
+    """``pe_infer.geometry.PatientGrid``."""
+
+    rows: int
+    cols: int
+    spacing_mm: float
+    pitch_um: int
+    planes_per_slab: int
+    slab_step: int
+    window: WindowSettings
+    gate: GateSettings
+    through_plane: Literal["resample", "source"] = "resample"
+
+    def to_grid(self) -> PatientGrid:
+        """The value that preprocessing takes."""
+        fields = self.model_dump(exclude={"window", "gate"})
+        return PatientGrid(
+            **fields,
+            windows=(Window(**self.window.model_dump()),),
+            gate=Gate(**self.gate.model_dump()),
+        )
+
+
+class SplitSettings(Settings):
+    """A range of phantom seeds: ``first_seed`` up to, not including, ``first_seed + pairs``."""
+
+    first_seed: int = Field(ge=0)
+    pairs: int = Field(ge=1)
+
+    @property
+    def seeds(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.pairs)
+
+
+class DataSettings(Settings):
+    """Which synthetic studies are made, and the grid they are brought to."""
+
+    name: str
+    grid: GridSettings
+    train: SplitSettings
+    validation: SplitSettings
+    test: SplitSettings
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> "DataSettings":
+        ranges = sorted(
+            (s.seeds for s in (self.train, self.validation, self.test)), key=lambda r: r.start
+        )
+        for lower, upper in pairwise(ranges):
+            if upper.start < lower.stop:
+                message = (
+                    f"seeds {lower} and {upper} overlap: a patient would be trained and tested on"
+                )
+                raise ValueError(message)
+        return self
+
+
+class Stage1Loss(Settings):
+    """Weights of the stage-1 loss; the paper's own loss is 1, 1, 0."""
+
+    cross_entropy: float = 1.0
+    dice: float = 1.0
+    focal: float = 1.0
+    focal_gamma: float = 2.0
+
+
+class Shares(Settings):
+    """What a batch is made of; the rest are negative slabs from anywhere."""
+
+    positive: float = 0.4
+    paired_negative: float = 0.4
+
+
+class Phase(Settings):
+    """One phase of stage 1.
+
+    Attributes:
+        name: For the log.
+        width: Width of the network; it may only grow from phase to phase.
+        crop: Rows and columns of the crops, a multiple of 16; the grid's size means whole planes.
+        batch: Slabs per step.
+        steps: Optimiser steps.
+        lr: Highest learning rate, reached after ``warmup_steps``, falling by half a cosine to
+            ``final_lr``.
+        min_clot_pixels: Positives with less clot in the middle plane are left out: large clots
+            first.
+        area_power: Positives are drawn in proportion to their clot pixels to this power.
+        loss: Weights of the loss.
+        validate_steps: Steps between validations.
+    """
+
+    name: str
+    width: float
+    crop: int
+    batch: int
+    steps: int
+    lr: float
+    warmup_steps: int = 100
+    final_lr: float = 0.0
+    min_clot_pixels: int = 12
+    area_power: float = 0.0
+    loss: Stage1Loss = Stage1Loss()
+    shares: Shares = Shares()
+    validate_steps: int = 500
+
+
+class Stage1Settings(Settings):
+    """Everything that decides a stage-1 run apart from the data."""
+
+    seed: int
+    data: str
+    phase: tuple[Phase, ...]
+    weight_decay: float = 0.02
+    gradient_clip: float = 5.0
+    ema_decay: float = 0.999
+    refresh_steps: int = 250
+    checkpoint_minutes: float = 5.0
+    validation_pairs: int = 12
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _growing(self) -> "Stage1Settings":
+        widths = [p.width for p in self.phase]
+        if not widths or sorted(widths) != widths:
+            message = f"phases need widths that never shrink, got {widths}"
+            raise ValueError(message)
+        return self
+
+
+class Stage2Settings(Settings):
+    """Everything that decides a stage-2 run apart from the data and the encoder.
+
+    Attributes:
+        window_slabs: Training uses this many neighbouring slabs of a study, around an embolus for
+            positives and the same place for their twins, in ``window_share`` of the steps.
+        norm_steps: After this many steps the batch norms keep their running means: a batch of a few
+            studies says too little about the next one.
+        attention_gain: Start ``down1`` from the class activation map with this gain; 0 starts from
+            noise.
+    """
+
+    seed: int
+    data: str
+    train_pairs: int
+    validation_pairs: int
+    epochs: int
+    pairs_per_step: int = 2
+    lr: float = 1e-4
+    final_lr: float = 1e-5
+    warmup_steps: int = 50
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    dropout: float = 0.5
+    filters: tuple[int, int] = (48, 96)
+    window_slabs: int = 24
+    window_share: float = 0.5
+    drop_slab_share: float = 0.1
+    left_right_share: float = 0.0
+    norm_steps: int = 10**9
+    attention_gain: float = 0.0
+    ema_decay: float = 0.99
+    checkpoint_minutes: float = 3.0
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def load_settings(path: Path, kind: type[Kind]) -> Kind:
+    """Read settings from a TOML file.
+
+    Args:
+        path: The file.
+        kind: Which settings it holds.
+
+    Raises:
+        ConfigurationError: The file is absent, is not TOML, or holds unknown, missing or impossible
+            values.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate(values)
+    except FileNotFoundError as exc:
+        raise ConfigurationError(f"{path}: no such file") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigurationError(f"{path}: not valid TOML: {exc}") from exc
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        raise ConfigurationError(f"{path}: {problems}") from exc
+
+
+def load_data_settings(training_config: Path, data: str) -> DataSettings:
+    """Data settings that a training file names, relative to its own folder."""
+    return load_settings(training_config.parent / data, DataSettings)

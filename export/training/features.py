@@ -1,0 +1,173 @@
+"""Stage-1 features of whole studies on disk, for stage 2: 8 bits per value, one scale per channel.
+
+A float16 study is 35 MB and stage 2 reads every study once an epoch. Features are not negative
+(they end in a ReLU), so that value = byte * scale; scales come from the largest values of the first
+studies.
+
+Slabs of a negative study whose planes equal those of its positive twin are not encoded twice.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.datasets.augment import windowed
+from export.datasets.labels import MIN_CLOT_PIXELS
+from export.datasets.store import StoredStudy, StudyPair
+from export.models.stage1 import SlabClassifier
+from export.training.config import GridSettings
+from pe_infer.errors import ConfigurationError
+
+SCALE_PAIRS = 4
+HEADROOM = 1.5
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class StudyFeatures:
+    """Features of one study.
+
+    Attributes:
+        folder: Where they lie.
+        seed: Seed of the study.
+        positive: Whether it has emboli.
+        clot_slabs: Indices of the positive slabs; for a negative study, of the same places.
+    """
+
+    folder: Path
+    seed: int
+    positive: bool
+    clot_slabs: tuple[int, ...]
+
+    @cached_property
+    def codes(self) -> NDArray[np.uint8]:
+        """(T, C, h, w) bytes, memory-mapped."""
+        codes: NDArray[np.uint8] = np.load(self.folder / "features.npy", mmap_mode="r")
+        return codes
+
+    @property
+    def slabs(self) -> int:
+        """T."""
+        return int(self.codes.shape[0])
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Features of pairs of studies.
+
+    Attributes:
+        folder: Where they lie; belongs to one stage-1 checkpoint.
+        scale: (C,) float32.
+    """
+
+    folder: Path
+    scale: Tensor
+
+    def decoded(self, codes: NDArray[np.uint8]) -> Tensor:
+        """(T, C, h, w) float32 features."""
+        values = torch.from_numpy(np.array(codes)).float()
+        return values * self.scale[:, None, None]
+
+
+class Encoder:
+    """Stage 1 over the slabs of stored studies."""
+
+    def __init__(self, model: SlabClassifier, grid: GridSettings) -> None:
+        """Keep the frozen model."""
+        self.model = model.eval()
+        self.grid = grid
+
+    @torch.inference_mode()
+    def __call__(self, study: StoredStudy, middles: Sequence[int]) -> Tensor:
+        """Features (len(middles), C, h, w) float32."""
+        window = self.grid.window
+        parts: list[Tensor] = []
+        for start in range(0, len(middles), BATCH):
+            hu = np.stack(
+                [
+                    study.slab_hu(m, self.grid.planes_per_slab)
+                    for m in middles[start : start + BATCH]
+                ]
+            )
+            slabs = windowed(torch.from_numpy(hu).float(), window.low_hu, window.high_hu)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                features = self.model.encode(slabs.contiguous(memory_format=torch.channels_last))
+            parts.append(features.float().contiguous())
+        return torch.cat(parts) if parts else torch.empty(0)
+
+
+def open_cache(
+    folder: Path, encoder: Encoder, pairs: Sequence[StudyPair], *, stage1_sha256: str
+) -> FeatureCache:
+    """The cache in a folder, with scales measured on the first pairs if it is new.
+
+    Raises:
+        ConfigurationError: The features in the folder come from another stage 1.
+    """
+    path = folder / "cache.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        highest = torch.zeros(encoder.model.feature_channels)
+        for pair in pairs[:SCALE_PAIRS]:
+            features = encoder(pair.positive, pair.positive.record.slab_planes[::3])
+            highest = torch.maximum(highest, features.amax(dim=(0, 2, 3)))
+        scale = (highest * HEADROOM / 255).clamp(min=1e-6)
+        path.write_text(json.dumps({"stage1_sha256": stage1_sha256, "scale": scale.tolist()}))
+    content = json.loads(path.read_text())
+    if content["stage1_sha256"] != stage1_sha256:
+        raise ConfigurationError(
+            f"{path}: these features come from another stage 1 "
+            f"({content['stage1_sha256'][:12]}, now {stage1_sha256[:12]}): "
+            "name another --run, or remove the folder"
+        )
+    return FeatureCache(folder, torch.tensor(content["scale"]))
+
+
+def cache_pair(
+    cache: FeatureCache, encoder: Encoder, pair: StudyPair
+) -> tuple[StudyFeatures, StudyFeatures]:
+    """Features of the positive and the negative study of a pair, encoded unless they are there."""
+    record = pair.positive.record
+    positives = tuple(
+        i for i, m in enumerate(record.slab_planes) if record.clot_pixels[m] >= MIN_CLOT_PIXELS
+    )
+    found = [
+        StudyFeatures(cache.folder / s.folder.name, pair.seed, p, positives)
+        for s, p in ((pair.positive, True), (pair.negative, False))
+    ]
+    if not all((f.folder / "features.npy").exists() for f in found):
+        middles = record.slab_planes
+        quantise = _quantiser(cache.scale)
+        codes = quantise(encoder(pair.positive, middles))
+        _save(found[0], codes)
+        half = encoder.grid.planes_per_slab // 2
+        one, other = pair.positive.planes_hu, pair.negative.planes_hu
+        differs = np.array([not np.array_equal(a, b) for a, b in zip(one, other, strict=True)])
+        changed = [i for i, m in enumerate(middles) if differs[m - half : m + half + 1].any()]
+        twin = codes.copy()
+        if changed:
+            twin[changed] = quantise(encoder(pair.negative, [middles[i] for i in changed]))
+        _save(found[1], twin)
+    return found[0], found[1]
+
+
+def _quantiser(scale: Tensor) -> Callable[[Tensor], NDArray[np.uint8]]:
+    def quantise(features: Tensor) -> NDArray[np.uint8]:
+        codes = (features / scale[:, None, None]).round_().clamp_(0, 255)
+        return codes.to(torch.uint8).numpy()
+
+    return quantise
+
+
+def _save(features: StudyFeatures, codes: NDArray[np.uint8]) -> None:
+    features.folder.mkdir(parents=True, exist_ok=True)
+    draft = features.folder / "draft.npy"
+    np.save(draft, codes)
+    draft.rename(features.folder / "features.npy")

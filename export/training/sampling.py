@@ -1,0 +1,249 @@
+"""Batches of stage 1: which slabs, where they are cropped, and their targets.
+
+Batch number ``s`` of a run depends on the seed, on ``s`` and on the number of pairs in use, on
+nothing else: a resumed run sees the same batches.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.datasets.augment import OFF, Strengths, augmented, windowed
+from export.datasets.labels import MIN_CLOT_PIXELS, attention_target, slab_label
+from export.datasets.store import StoredStudy, StudyPair
+from export.training.config import GridSettings, Phase
+
+
+@dataclass(frozen=True)
+class SlabRef:
+    """One slab of a store.
+
+    Attributes:
+        pair: The pair of studies it belongs to.
+        positive_study: Whether it is cut from the study with emboli.
+        middle: Index of its middle plane.
+        clot_pixels: Clot pixels of the middle plane.
+    """
+
+    pair: StudyPair
+    positive_study: bool
+    middle: int
+    clot_pixels: int
+
+    @property
+    def study(self) -> StoredStudy:
+        """The study it is cut from."""
+        return self.pair.positive if self.positive_study else self.pair.negative
+
+    @property
+    def twin(self) -> "SlabRef":
+        """The same place in the same patient without emboli."""
+        return SlabRef(self.pair, positive_study=False, middle=self.middle, clot_pixels=0)
+
+
+@dataclass(frozen=True)
+class SlabIndex:
+    """All usable slabs of some pairs."""
+
+    positives: list[SlabRef]
+    negatives: list[SlabRef]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one step.
+
+    Attributes:
+        slabs: (N, planes, H, W) float32 in [0, 1].
+        labels: (N,) int64, 1 = PE.
+        target: (N, 1, H/16, W/16) float32, down-sampled mask of the middle plane.
+        weight: (N, 1, H/16, W/16) float32, weight of every cell in the dense loss.
+    """
+
+    slabs: Tensor
+    labels: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def index_slabs(pairs: Sequence[StudyPair], planes_per_slab: int) -> SlabIndex:
+    """Sort slabs that passed the gate into positives and negatives; doubtful ones are left out."""
+    positives: list[SlabRef] = []
+    negatives: list[SlabRef] = []
+    for pair in pairs:
+        for study in (pair.positive, pair.negative):
+            record = study.record
+            clot = np.asarray(record.clot_pixels, dtype=np.int64)
+            for middle in record.slab_planes:
+                label = slab_label(clot, middle, planes_per_slab)
+                ref = SlabRef(pair, record.positive, middle, int(clot[middle]))
+                if label == "positive":
+                    positives.append(ref)
+                elif label == "negative":
+                    negatives.append(ref)
+    return SlabIndex(positives, negatives)
+
+
+def load_slab(
+    ref: SlabRef,
+    grid: GridSettings,
+    *,
+    corner: tuple[int, int],
+    crop: int,
+    strengths: Strengths,
+    generator: torch.Generator,
+) -> tuple[Tensor, bool, NDArray[np.float32], NDArray[np.float32]]:
+    """Cut, augment and window one slab.
+
+    Returns:
+        The slab (planes, crop, crop) in [0, 1], whether the crop is positive, and the target and
+        weight of its attention map.
+    """
+    top, left = corner
+    rows, cols = slice(top, top + crop), slice(left, left + crop)
+    hu = np.asarray(
+        ref.study.slab_hu(ref.middle, grid.planes_per_slab)[:, rows, cols], dtype=np.float32
+    )
+    mask = np.zeros(hu.shape, dtype=np.bool_)
+    if ref.positive_study:
+        mask = np.ascontiguousarray(
+            ref.study.slab_mask(ref.middle, grid.planes_per_slab)[:, rows, cols]
+        )
+    is_positive = int(mask[grid.planes_per_slab // 2].sum()) >= MIN_CLOT_PIXELS
+    changed, moved = augmented(
+        torch.from_numpy(hu), torch.from_numpy(mask), strengths, generator, positive=is_positive
+    )
+    target, weight = attention_target(moved.numpy())
+    slab = windowed(changed, grid.window.low_hu, grid.window.high_hu)
+    return slab, is_positive, target, weight
+
+
+class BatchSource:
+    """Makes the batch of any step of a phase."""
+
+    def __init__(
+        self, index: SlabIndex, grid: GridSettings, phase: Phase, *, seed: int, strengths: Strengths
+    ) -> None:
+        """Choose the positives of the phase and how often each is drawn."""
+        self._grid = grid
+        self._phase = phase
+        self._seed = seed
+        self._strengths = strengths
+        self._negatives = index.negatives
+        wanted = [r for r in index.positives if r.clot_pixels >= phase.min_clot_pixels]
+        self._positives = wanted or index.positives
+        areas = np.array([r.clot_pixels for r in self._positives], dtype=np.float64)
+        weights = np.minimum(areas, np.quantile(areas, 0.95)) ** phase.area_power
+        self._weights = weights / weights.sum()
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step."""
+        rng = np.random.default_rng((self._seed, step))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        phase = self._phase
+        positives = round(phase.batch * phase.shares.positive)
+        paired = round(phase.batch * phase.shares.paired_negative)
+        chosen: list[tuple[SlabRef, tuple[int, int]]] = []
+        for _ in range(positives):
+            ref = self._positives[int(rng.choice(len(self._positives), p=self._weights))]
+            chosen.append((ref, self._corner_at_clot(ref, rng)))
+        chosen += [(ref.twin, corner) for ref, corner in chosen[:paired]]
+        while len(chosen) < phase.batch:
+            ref = self._negatives[int(rng.integers(len(self._negatives)))]
+            chosen.append((ref, self._any_corner(rng)))
+        loaded = [
+            load_slab(
+                ref,
+                self._grid,
+                corner=corner,
+                crop=phase.crop,
+                strengths=self._strengths,
+                generator=generator,
+            )
+            for ref, corner in chosen
+        ]
+        return _collated(loaded)
+
+    def _any_corner(self, rng: np.random.Generator) -> tuple[int, int]:
+        slack = (self._grid.rows - self._phase.crop, self._grid.cols - self._phase.crop)
+        low = [s // 6 for s in slack]  # the rim of a plane is air
+        return (
+            int(rng.integers(low[0], slack[0] - low[0] + 1)),
+            int(rng.integers(low[1], slack[1] - low[1] + 1)),
+        )
+
+    def _corner_at_clot(self, ref: SlabRef, rng: np.random.Generator) -> tuple[int, int]:
+        """Corner of a crop that holds a random clot pixel of the middle plane, well inside."""
+        crop = self._phase.crop
+        half = self._grid.planes_per_slab // 2
+        mask = ref.study.slab_mask(ref.middle, self._grid.planes_per_slab)[half]
+        rows, cols = np.nonzero(mask)
+        pixel = int(rng.integers(rows.size))
+        jitter = rng.integers(-crop // 3, crop // 3 + 1, size=2)
+        top = int(rows[pixel]) - crop // 2 + int(jitter[0])
+        left = int(cols[pixel]) - crop // 2 + int(jitter[1])
+        return (
+            min(max(top, 0), self._grid.rows - crop),
+            min(max(left, 0), self._grid.cols - crop),
+        )
+
+
+def _collated(
+    loaded: Sequence[tuple[Tensor, bool, NDArray[np.float32], NDArray[np.float32]]],
+) -> Batch:
+    slabs = torch.stack([slab for slab, _, _, _ in loaded])
+    return Batch(
+        slabs=slabs.contiguous(memory_format=torch.channels_last),
+        labels=torch.tensor([int(positive) for _, positive, _, _ in loaded]),
+        target=torch.from_numpy(np.stack([t for _, _, t, _ in loaded])[:, None]),
+        weight=torch.from_numpy(np.stack([w for _, _, _, w in loaded])[:, None]),
+    )
+
+
+def whole_slab(ref: SlabRef, grid: GridSettings) -> Batch:
+    """One slab as the product sees it: whole, not augmented."""
+    loaded = load_slab(
+        ref, grid, corner=(0, 0), crop=grid.rows, strengths=OFF, generator=torch.Generator()
+    )
+    return _collated([loaded])
+
+
+def prefetched(source: BatchSource, first: int, stop: int, depth: int = 3) -> Iterator[Batch]:
+    """Batches ``first`` to ``stop - 1``, made ahead by one thread."""
+    ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=depth)
+    cancelled = threading.Event()
+
+    def make() -> None:
+        torch.set_num_threads(1)
+        for step in range(first, stop):
+            item: Batch | Exception
+            try:
+                item = source.batch(step)
+            except Exception as exc:  # noqa: BLE001 - handed to the consumer
+                item = exc
+            while not cancelled.is_set():
+                try:
+                    ready.put(item, timeout=0.5)
+                    break
+                except queue.Full:
+                    continue
+            if cancelled.is_set() or isinstance(item, Exception):
+                return
+
+    thread = threading.Thread(target=make, name="batches", daemon=True)
+    thread.start()
+    try:
+        for _ in range(first, stop):
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        cancelled.set()
+        thread.join()

@@ -1,0 +1,360 @@
+"""Training of stage 1.
+
+``python -m export.training.stage1 --config export/configs/pe-stage1.toml --data DIR --run DIR``
+
+A run is a sequence of phases (see ``export.training.config.Phase``). It can be stopped at any time,
+by ``--minutes`` or by an interrupt, and goes on with ``--resume`` as if it had never stopped.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from export.datasets.augment import Strengths
+from export.datasets.store import open_pairs
+from export.models.stage1 import SlabClassifier, channels_last, widened
+from export.training.checkpoint import (
+    CsvLog,
+    MovingAverage,
+    load_checkpoint,
+    prepare_run,
+    save_checkpoint,
+)
+from export.training.config import (
+    DataSettings,
+    Phase,
+    Stage1Settings,
+    load_data_settings,
+    load_settings,
+)
+from export.training.losses import Stage1Terms, stage1_terms
+from export.training.sampling import BatchSource, SlabRef, index_slabs, prefetched
+from export.training.validation import SlabScores, choose_slabs, score_slabs
+from pe_infer.errors import PeInferError
+
+LOG_COLUMNS = ("step", "phase", "lr", "pairs", "total", "cross_entropy", "dice", "focal", "seconds")
+VALIDATION_COLUMNS = ("step", "phase", "slabs", "auc", "peak_auc", "hit", "control", "minutes")
+LOG_STEPS = 25
+
+
+@dataclass
+class Progression:
+    """Where a run stands.
+
+    Attributes:
+        phase: Index of the phase.
+        phase_step: Optimiser steps done in it.
+        step: Optimiser steps done in all.
+        pairs: Pairs of studies in use.
+        minutes: Wall clock spent so far.
+        best: Best validation score so far, within the last phase that was validated.
+    """
+
+    phase: int = 0
+    phase_step: int = 0
+    step: int = 0
+    pairs: int = 0
+    minutes: float = 0.0
+    best: float = -1.0
+
+
+def learning_rate(phase: Phase, step: int) -> float:
+    """Learning rate of a step: linear warm-up, then half a cosine down to ``final_lr``."""
+    if step < phase.warmup_steps:
+        return phase.lr * (step + 1) / phase.warmup_steps
+    done = (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
+    return phase.final_lr + (phase.lr - phase.final_lr) * 0.5 * (
+        1 + math.cos(math.pi * min(1.0, done))
+    )
+
+
+class Stage1Run:
+    """One run: the model, its optimiser and its place in the schedule."""
+
+    def __init__(
+        self,
+        settings: Stage1Settings,
+        data: DataSettings,
+        store: Path,
+        run: Path,
+        *,
+        resume: bool,
+        start: Path | None = None,
+    ) -> None:
+        """Start a run, or take up one where it was left.
+
+        Args:
+            settings: Of the run.
+            data: Which studies.
+            store: Where they lie.
+            run: Folder for checkpoints and logs.
+            resume: Go on from the checkpoint in ``run``.
+            start: Start from the mean weights of this checkpoint rather than from noise; it may be
+                narrower.
+        """
+        self.settings = settings
+        self.data = data
+        self.store = store
+        self.run = run
+        self.checkpoint_path = prepare_run(run, resume=resume)
+        self.at = Progression()
+        self.model = self._new_model(settings.phase[0].width, settings.seed)
+        self.mean = MovingAverage(self.model, settings.ema_decay)
+        self.start: dict[str, Any] | None = None
+        self.optimizer = self._new_optimizer()
+        if resume:
+            self._restore()
+        elif start:
+            self._start_from(start)
+        resume_step = self.at.step if resume else None
+        self.log = CsvLog(run / "log.csv", LOG_COLUMNS, resume_step=resume_step)
+        self.validation_log = CsvLog(
+            run / "validation.csv", VALIDATION_COLUMNS, resume_step=resume_step
+        )
+        self._validation_slabs: list[SlabRef] | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase the run is in."""
+        return self.settings.phase[self.at.phase]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step of the last phase is done."""
+        return (
+            self.at.phase == len(self.settings.phase) - 1 and self.at.phase_step >= self.phase.steps
+        )
+
+    def train(self, stop: Callable[[], bool], console: Console) -> None:
+        """Train until ``stop`` says so or the run is finished; saves a checkpoint at the end."""
+        started = time.monotonic()
+        before = self.at.minutes
+        saved = started
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        with bar:
+            task = bar.add_task("stage 1")
+            while not self.finished and not stop():
+                if self.at.phase_step >= self.phase.steps:
+                    self._enter_phase(self.at.phase + 1)
+                if self.at.phase_step % self.settings.refresh_steps == 0:
+                    self._refresh_pairs()
+                bar.reset(task, total=self.phase.steps, completed=self.at.phase_step)
+                for terms in self._steps_until_refresh(stop):
+                    self.at.minutes = before + (time.monotonic() - started) / 60
+                    bar.update(
+                        task,
+                        completed=self.at.phase_step,
+                        description=f"{self.phase.name} loss {float(terms.total.detach()):.3f}",
+                    )
+                    if self.at.phase_step % self.phase.validate_steps == 0 or (
+                        self.at.phase_step == self.phase.steps
+                    ):
+                        console.print(self._validate())
+                    if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
+                        self.save()
+                        saved = time.monotonic()
+        self.save()
+        self.log.close()
+        self.validation_log.close()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        save_checkpoint(self.checkpoint_path, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "stage": 1,
+            "settings": self.settings.model_dump(mode="json"),
+            "data": self.data.model_dump(mode="json"),
+            "width": self.model.width,
+            "progression": asdict(self.at),
+            "model": self.model.state_dict(),
+            "mean": self.mean.state,
+            "mean_updates": self.mean.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "start": self.start,
+        }
+
+    def _start_from(self, path: Path) -> None:
+        content = load_checkpoint(path, stage=1)
+        weights = content["mean"]
+        if content["width"] != self.model.width:
+            weights = widened(weights, self.model.state_dict())
+        self.model.load_state_dict(weights)
+        self.mean = MovingAverage(self.model, self.settings.ema_decay)
+        self.start = {
+            "data": content["data"]["name"],
+            "progression": content["progression"],
+            "width": content["width"],
+            "start": content.get("start"),
+        }
+
+    def _restore(self) -> None:
+        content = load_checkpoint(self.checkpoint_path, stage=1)
+        self.at = Progression(**content["progression"])
+        self.start = content.get("start")
+        self.model = self._new_model(content["width"], self.settings.seed)
+        self.model.load_state_dict(content["model"])
+        self.mean = MovingAverage(self.model, self.settings.ema_decay)
+        self.mean.state = content["mean"]
+        self.mean.updates = content["mean_updates"]
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(content["optimizer"])
+
+    def _new_model(self, width: float, seed: int) -> SlabClassifier:
+        torch.manual_seed(seed)
+        model = SlabClassifier(self.data.grid.planes_per_slab, width)
+        return channels_last(model)
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.phase.lr, foreach=True)
+
+    def _enter_phase(self, index: int) -> None:
+        width = self.settings.phase[index].width
+        self.at.phase, self.at.phase_step, self.at.best = index, 0, -1.0
+        if width != self.model.width:
+            wide = self._new_model(width, self.settings.seed + index)
+            fresh = wide.state_dict()
+            mean = widened(self.mean.state, fresh)
+            wide.load_state_dict(widened(self.model.state_dict(), fresh))
+            self.model = wide
+            self.mean.state = mean
+            self.mean.updates = 0
+            self.optimizer = self._new_optimizer()
+
+    def _refresh_pairs(self) -> None:
+        split = self.data.train
+        found = open_pairs(self.store, first_seed=split.first_seed, pairs=split.pairs)
+        self.at.pairs = len(found)
+
+    def _steps_until_refresh(self, stop: Callable[[], bool]) -> Iterator[Stage1Terms]:
+        """Do the steps up to the next look at the store, or the end of the phase."""
+        phase, split, seed = self.phase, self.data.train, self.settings.seed + 1000 * self.at.phase
+        pairs = open_pairs(
+            self.store, first_seed=split.first_seed, pairs=split.pairs, limit=self.at.pairs
+        )
+        index = index_slabs(pairs, self.data.grid.planes_per_slab)
+        source = BatchSource(index, self.data.grid, phase, seed=seed, strengths=Strengths())
+        every = self.settings.refresh_steps
+        first = self.at.phase_step
+        last = min((first // every + 1) * every, phase.steps)
+        self.model.train()
+        forward: nn.Module = (
+            torch.compile(self.model) if self.settings.compile else self.model  # type: ignore[assignment]
+        )
+        for batch in prefetched(source, first, last):
+            began = time.monotonic()
+            lr = learning_rate(phase, self.at.phase_step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.model.train()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                output = forward(batch.slabs)
+            terms = stage1_terms(output, batch.labels, batch.target, batch.weight, phase.loss)
+            self.optimizer.zero_grad(set_to_none=True)
+            terms.total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+            self.optimizer.step()
+            self.mean.update(self.model)
+            self.at.phase_step += 1
+            self.at.step += 1
+            if self.at.phase_step % LOG_STEPS == 0:
+                parts = {k: float(v.detach()) for k, v in vars(terms).items()}
+                place: dict[str, float | int | str] = {
+                    "step": self.at.step,
+                    "phase": phase.name,
+                    "pairs": len(pairs),
+                    "lr": lr,
+                }
+                self.log.add({**place, **parts, "seconds": time.monotonic() - began})
+            yield terms
+            if stop():
+                return
+
+    def _validate(self) -> str:
+        """Score the mean weights on validation slabs; the best so far go to ``best.pt``."""
+        grid, split = self.data.grid, self.data.validation
+        if self._validation_slabs is None:
+            limit = min(self.settings.validation_pairs, split.pairs)
+            pairs = open_pairs(
+                self.store, first_seed=split.first_seed, pairs=split.pairs, limit=limit
+            )
+            positives = index_slabs(pairs, grid.planes_per_slab).positives
+            self._validation_slabs = choose_slabs(positives, per_pair=5)
+        model = self._new_model(self.model.width, self.settings.seed)
+        model.load_state_dict(self.mean.state)
+        scores: SlabScores = score_slabs(model, self._validation_slabs, grid)
+        row: dict[str, float | int | str] = {
+            "step": self.at.step,
+            "phase": self.phase.name,
+            "minutes": self.at.minutes,
+            **asdict(scores),
+        }
+        self.validation_log.add(row)
+        score = scores.auc + scores.peak_auc + scores.hit
+        if score > self.at.best:
+            self.at.best = score
+            save_checkpoint(self.run / "best.pt", self._content())
+        return (
+            f"step {self.at.step}: AUC {scores.auc:.3f}, of the peak {scores.peak_auc:.3f}, "
+            f"hit {scores.hit:.2f}, control {scores.control:.2f} ({scores.slabs} slabs)"
+        )
+
+
+def stop_after(minutes: float | None) -> Callable[[], bool]:
+    """A function that says when to stop: after some minutes, or after SIGINT or SIGTERM."""
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    return lambda: bool(asked) or time.monotonic() > deadline
+
+
+def main(
+    *,
+    config: Annotated[Path, typer.Option(help="Settings of the run (TOML).")],
+    data: Annotated[Path, typer.Option(help="Store made by export.datasets.generate.")],
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this long.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch.")] = 2,
+) -> None:
+    """Train stage 1."""
+    console = Console()
+    torch.set_num_threads(threads)
+    try:
+        settings = load_settings(config, Stage1Settings)
+        data_settings = load_data_settings(config, settings.data)
+        Stage1Run(settings, data_settings, data, run, resume=resume, start=start).train(
+            stop_after(minutes), console
+        )
+    except PeInferError as exc:
+        console.print(f"[red]error:[/] {exc}")
+        raise typer.Exit(exc.exit_code) from exc
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,151 @@
+"""Labels, masks, the store, sampling, settings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.datasets.augment import OFF, Strengths, augmented, windowed
+from export.datasets.labels import attention_target, cell_counts, slab_label
+from export.datasets.store import open_pairs
+from export.training.config import (
+    DataSettings,
+    Phase,
+    Stage1Settings,
+    Stage2Settings,
+    load_data_settings,
+    load_settings,
+)
+from export.training.sampling import BatchSource, index_slabs, prefetched
+from pe_infer.errors import ConfigurationError, InputError
+
+CONFIGS = Path(__file__).parents[2] / "export" / "configs"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "label"),
+    [
+        ([0, 0, 12, 0, 0], "positive"),
+        ([0, 0, 11, 0, 0], "dropped"),
+        ([0, 0, 0, 0, 1], "dropped"),
+        ([0, 0, 0, 0, 0], "negative"),
+    ],
+)
+def test_slab_label(pixels: list[int], label: str) -> None:
+    clot = np.array([5, *pixels, 5])  # planes outside the slab do not count
+    assert slab_label(clot, 3, 5) == label
+
+
+def test_mask_is_pooled_to_cells_and_doubtful_cells_have_no_weight() -> None:
+    mask = np.zeros((5, 64, 64), dtype=np.bool_)
+    mask[2, 16:18, 0:2] = True  # 4 pixels: a positive cell
+    mask[2, 0, 63] = True  # 1 pixel: positive in the paper's mask, but without weight
+    mask[0, 40, 40] = True  # another plane only: not positive, without weight
+    target, weight = attention_target(mask)
+    assert target.shape == weight.shape == (4, 4)
+    assert np.argwhere(target).tolist() == [[0, 3], [1, 0]]
+    assert np.argwhere(weight == 0).tolist() == [[0, 3], [2, 2]]
+    assert int(cell_counts(mask).sum()) == int(mask.sum())
+
+
+def test_store_gives_back_what_was_written(store: Path, data_settings: DataSettings) -> None:
+    pairs = open_pairs(store, first_seed=0, pairs=3)
+    assert [pair.seed for pair in pairs] == [0, 1, 2]
+    study = pairs[0].positive
+    middle = 8
+    mask = study.slab_mask(middle, 5)
+    assert int(mask[2].sum()) == study.record.clot_pixels[middle]
+    assert mask.shape == study.slab_hu(middle, 5).shape == (5, 64, 64)
+    assert not pairs[0].negative.slab_mask(middle, 5).any()
+    changed = study.slab_hu(middle, 5) != pairs[0].negative.slab_hu(middle, 5)
+    assert (changed <= mask).all()
+    with pytest.raises(InputError, match=r"export\.datasets\.generate"):
+        open_pairs(store, first_seed=500, pairs=3)
+    assert len(open_pairs(store, first_seed=0, pairs=3, limit=2)) == 2
+
+
+def test_batches_depend_on_seed_and_step_only(store: Path, data_settings: DataSettings) -> None:
+    index = index_slabs(open_pairs(store, first_seed=0, pairs=3), 5)
+    phase = Phase(name="x", width=1, crop=32, batch=10, steps=5, lr=1)
+    source = BatchSource(index, data_settings.grid, phase, seed=3, strengths=Strengths())
+    ahead = list(prefetched(source, 0, 3))
+    again = source.batch(2)
+    assert torch.equal(ahead[2].slabs, again.slabs)
+    assert not torch.equal(ahead[1].slabs, again.slabs)
+    assert again.slabs.shape == (10, 5, 32, 32)
+    assert again.target.shape == (10, 1, 2, 2)
+    assert 0.0 <= float(again.slabs.min()) <= float(again.slabs.max()) <= 1.0
+    assert again.labels[4:].sum() == 0
+    assert again.labels[:4].sum() > 0
+
+
+def test_paired_negative_is_the_same_place_without_the_embolus(
+    store: Path, data_settings: DataSettings
+) -> None:
+    index = index_slabs(open_pairs(store, first_seed=0, pairs=3), 5)
+    phase = Phase(name="x", width=1, crop=32, batch=8, steps=5, lr=1)
+    source = BatchSource(index, data_settings.grid, phase, seed=3, strengths=OFF)
+    batch = source.batch(0)
+    for positive, twin in zip(batch.slabs[:3], batch.slabs[3:6], strict=True):
+        changed = positive != twin
+        assert changed.any()
+        assert (positive[changed] < twin[changed]).all()
+
+
+def test_augmentation_moves_slab_and_mask_alike() -> None:
+    hu = torch.full((5, 64, 64), -800.0)
+    mask = torch.zeros(5, 64, 64, dtype=torch.bool)
+    mask[2:, 20:30, 10:20] = True
+    hu[mask] = 50.0
+    still = Strengths(gain_log_sd=0, shift_hu_sd=0, filter_share=0, noise_hu_max=0, warp_share=1)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        moved, truth = augmented(hu.clone(), mask, still, generator, positive=True)
+        agree = (moved > -375.0) == truth
+        assert float(agree.float().mean()) > 0.999
+    same, truth = augmented(hu.clone(), mask, OFF, torch.Generator(), positive=True)
+    assert torch.equal(same, hu)
+    assert torch.equal(truth, mask)
+
+
+def test_window_maps_its_ends_to_0_and_1() -> None:
+    values = windowed(torch.tensor([-2000.0, -1024.0, -262.0, 500.0, 900.0]), -1024, 500)
+    assert values.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_committed_settings_load() -> None:
+    stage1 = load_settings(CONFIGS / "pe-stage1.toml", Stage1Settings)
+    stage2 = load_settings(CONFIGS / "pe-stage2.toml", Stage2Settings)
+    data = load_data_settings(CONFIGS / "pe-stage1.toml", stage1.data)
+    assert stage2.data == stage1.data
+    grid = data.grid.to_grid()
+    assert (grid.rows, grid.channels, grid.pitch_um) == (384, 5, 2500)
+    assert stage1.phase[-1].width == 1.0
+    assert stage1.phase[-1].crop == grid.rows
+    assert stage2.train_pairs <= data.train.pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed = 1\ncolour = 2", "colour"),
+        ("seed = ", "not valid TOML"),
+        ("seed = 'a'", "seed"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        load_settings(path, Stage2Settings)
+    assert str(path) in str(caught.value)
+    with pytest.raises(ConfigurationError, match="no such file"):
+        load_settings(tmp_path / "absent.toml", Stage2Settings)
+
+
+def test_splits_may_not_share_a_patient(data_settings: DataSettings) -> None:
+    values = data_settings.model_dump()
+    values["test"] = {"first_seed": 11, "pairs": 5}
+    with pytest.raises(ValueError, match="overlap"):
+        DataSettings.model_validate(values)

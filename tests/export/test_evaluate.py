@@ -1,0 +1,46 @@
+"""A small bundle through its self-test and, by the public API, over a coarse phantom."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from export.evaluate import run, summary
+from export.evaluation_plots import write_plots
+from export.trivial import NAMES
+from pe_infer import Detector
+from pe_infer.bundle_check import self_test
+from pe_infer.engines.base import EngineOptions, select
+from pe_infer.phantom import DEFAULT, PhantomConfig
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def coarse() -> PhantomConfig:
+    """Few, coarse slices."""
+    return dataclasses.replace(
+        DEFAULT, matrix=96, pixel_spacing_mm=(4.0, 4.0), slice_spacing_mm=(5.0, 5.0)
+    )
+
+
+def test_a_pair_is_evaluated_and_remembered(
+    bundle: Path, coarse: PhantomConfig, tmp_path: Path
+) -> None:
+    with Detector(bundle, cache_dir=None, warm_up=False) as detector:
+        runtime = select("onnxruntime", EngineOptions(precision="float32"))
+        assert self_test(detector.bundle, runtime).passed
+        first = run(detector, [SEED], tmp_path, coarse, lambda seeds: seeds)
+        again = run(detector, [SEED], tmp_path, coarse, lambda seeds: [s for s in seeds if s < 0])
+    assert [case.positive for case in first] == [True, False]
+    assert again == first
+    positive, negative = first
+    places = [[slab.position_mm for slab in case.slabs if slab.at_clot] for case in first]
+    assert places[0] == places[1]
+    assert len(positive.slabs) == len(negative.slabs) > 5
+    assert all((slab.hit is None) is not slab.at_clot for slab in positive.slabs)
+    assert set(positive.trivial) == set(NAMES)
+    if places[0]:
+        assert 0.0 <= summary(first)["peak_hit"]["value"] <= 1.0
+    write_plots(first, tmp_path)
+    assert (tmp_path / "roc.png").stat().st_size > 1000
