@@ -2,22 +2,23 @@
 
     python benchmarks/latency.py [--bundle pe] [--engine auto] [--repeats 5] [--json FILE]
 
-A phantom study of 300 slices is written as DICOM, then:
+A phantom study of 300 slices is written as DICOM; that it has them, and every result the slabs that
+the bundle's grid gives, is checked. Then it is:
 
 - pushed at scanner pace (30 slices/s), head to feet and feet to head: latency of every push, last
   slice to result;
 - the same with everything left until the last slice, as a script would do it (the alternative to
   streaming);
-- read from its folder with `Detector.detect`, on both engines;
-- the kernel alone, beside scipy.ndimage.zoom (the alternative to the kernel);
-- cold start in a new process, with an empty and with a filled cache; peak memory of that process.
+- read from its folder with `Detector.detect`, on every engine installed, or on the one named.
+
+Besides: the kernel alone, beside scipy.ndimage.zoom (the alternative to the kernel); and cold start
+in a new process, with an empty and with a filled cache, and the peak memory of that process.
 
 Figures are medians over the repeats. Nothing here asserts a time.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
@@ -37,13 +38,14 @@ from scipy import ndimage
 from pe_infer import Detector, Slice, StudyResult
 from pe_infer.conclusion import package_versions
 from pe_infer.dicom import open_series, write_series
-from pe_infer.engines.base import cpu_name, installed
+from pe_infer.engines.base import AUTO, cpu_name, installed
+from pe_infer.lattice import lattice_for
 from pe_infer.phantom import DEFAULT, generate
 from pe_infer.preprocess import SliceResampler
 
-SLICES = 300
-SLICES_PER_S = 30.0
-SEED = 20_001
+SLICES: Final = 300
+SLICES_PER_S: Final = 30.0
+SEED: Final = 20_001
 
 COLD_START = """
 import json, resource, sys, time
@@ -69,6 +71,10 @@ def main(
     ] = None,
 ) -> None:
     """Measure and print."""
+    if (
+        json_file is not None and not json_file.parent.is_dir()
+    ):  # known before the long work, not after
+        raise SystemExit(f"--json {json_file}: there is no folder {json_file.parent}; make it")
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="pe_infer-bench-") as scratch:
         folder = Path(scratch) / "study"
@@ -78,12 +84,16 @@ def main(
             figures["machine"]["bundle_hash"] = detector.bundle.sha256
             figures["machine"]["engine"] = detector.compiled.info.name
             figures["machine"]["precision"] = sorted(set(detector.compiled.info.precision.values()))
-            detector.detect(images)  # everything is warm from here on
+            slabs = expected_slabs(detector, images)
+            check_slabs(detector.detect(images), slabs)  # everything is warm from here on
+            figures["slabs"] = slabs
             for name, order in (("down", images[::-1]), ("up", images)):
-                figures[f"streamed_{name}"] = _paced(detector, order, repeats, console, name)
+                figures[f"streamed_{name}"] = _paced(detector, order, repeats, console, name, slabs)
             figures["all_at_the_end"] = _at_the_end(detector, images, repeats)
             figures["kernel"] = _kernel(detector, images)
-        figures["folder"] = {name: _folder(bundle, name, folder, repeats) for name in installed()}
+        figures["folder"] = {
+            name: _folder(bundle, name, folder, repeats, slabs) for name in engines(engine)
+        }
         figures["cold_start"] = _cold_start(bundle, engine, folder, Path(scratch) / "cache")
     _print(figures, console)
     if json_file is not None:
@@ -96,11 +106,50 @@ def _study(folder: Path) -> list[Slice]:
     study = generate(SEED, positive=True, config=config)
     middle = max(0, len(study.slices) - SLICES) // 2
     write_series(study.slices[middle : middle + SLICES], folder)
-    return list(open_series(folder).slices())
+    images = list(open_series(folder).slices())
+    check_slices(len(images))
+    return images
+
+
+def check_slices(found: int) -> None:
+    """End the program where the study is not the one that the figures are said to be of."""
+    if found != SLICES:
+        raise SystemExit(
+            f"the phantom of seed {SEED} gave {found} slices, the figures are for {SLICES}: choose "
+            "another SEED in benchmarks/latency.py"
+        )
+
+
+def engines(asked: str) -> tuple[str, ...]:
+    """The engines that read the whole folder: the one asked for, or all that are installed."""
+    return installed() if asked == AUTO else (asked,)
+
+
+def expected_slabs(detector: Detector, images: Sequence[Slice]) -> int:
+    """How many slabs the bundle's grid makes of the study, those without the organ among them."""
+    grid = detector.bundle.manifest.grid
+    lattice = lattice_for(grid, [image.geometry.thickness_mm for image in images])
+    return len(lattice.centres(sorted(image.position_um for image in images)))
+
+
+def check_slabs(result: StudyResult, expected: int) -> None:
+    """End the program where a result is not of the whole study: its time would say nothing."""
+    coverage = result.coverage
+    found = coverage.slabs + coverage.gated_slabs
+    if result.status != "processed" or found != expected or coverage.slices != SLICES:
+        raise SystemExit(
+            f"the result is {result.status!r}, of {coverage.slices} slices and {found} slabs, "
+            f"expected 'processed', {SLICES} and {expected}: the figures would say nothing"
+        )
 
 
 def _paced(
-    detector: Detector, order: Sequence[Slice], repeats: int, console: Console, name: str
+    detector: Detector,
+    order: Sequence[Slice],
+    repeats: int,
+    console: Console,
+    name: str,
+    slabs: int,
 ) -> dict[str, float]:
     pushes_ms, last_ms = [], []
     for _ in range(repeats):
@@ -116,8 +165,9 @@ def _paced(
                 stream.push(image)
                 pushes_ms.append(1000 * (time.perf_counter() - started))
             last = time.perf_counter()
-            stream.finish()
+            result = stream.finish()
             last_ms.append(1000 * (time.perf_counter() - last))
+        check_slabs(result, slabs)
     p50, p95, p99 = np.percentile(pushes_ms, [50, 95, 99])
     return {
         "push_p50_ms": p50,
@@ -134,9 +184,9 @@ def _at_the_end(detector: Detector, images: Sequence[Slice], repeats: int) -> di
     return {"last_slice_to_result_ms": 1000 * _median(repeats, lambda: detector.detect(images))}
 
 
-def _folder(bundle: str, engine: str, folder: Path, repeats: int) -> dict[str, float]:
+def _folder(bundle: str, engine: str, folder: Path, repeats: int, slabs: int) -> dict[str, float]:
     with Detector(bundle, engine=engine) as detector:
-        detector.detect(folder)
+        check_slabs(detector.detect(folder), slabs)
         return {"seconds": _median(repeats, lambda: detector.detect(folder))}
 
 
@@ -171,12 +221,12 @@ def _kernel(detector: Detector, images: Sequence[Slice]) -> dict[str, float]:
 
 def _cold_start(bundle: str, engine: str, folder: Path, cache: Path) -> dict[str, dict[str, float]]:
     figures = {}
-    for name in ("empty_cache", "filled_cache"):
-        if name == "empty_cache":
-            shutil.rmtree(cache, ignore_errors=True)
-            cache.mkdir()
+    cache.mkdir()
+    for name in ("empty_cache", "filled_cache"):  # the first fills it for the second
         command = [sys.executable, "-c", COLD_START, bundle, engine, str(cache), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        if done.returncode:  # why is on standard error, which is ours
+            raise SystemExit(f"cold start, {name}: the new process ended with {done.returncode}")
         figures[name] = json.loads(done.stdout)
     return figures
 
@@ -207,7 +257,8 @@ def _print(figures: dict[str, Any], console: Console) -> None:
         f"{machine['processor']}, {machine['cores']} cores, load before "
         f"{machine['load_before']:.1f}; "
         f"{machine['engine']} {'/'.join(machine['precision'])}; "
-        f"bundle {machine['bundle']} {machine['bundle_hash'][:12]}; {figures['slices']} slices",
+        f"bundle {machine['bundle']} {machine['bundle_hash'][:12]}; {figures['slices']} slices, "
+        f"{figures['slabs']} slabs",
         soft_wrap=True,
     )
     table = Table(box=box.SIMPLE)
@@ -247,4 +298,6 @@ def _print(figures: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(main)
+    program()

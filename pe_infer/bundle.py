@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +27,7 @@ SHIPPED: Final = Path(__file__).parent / "bundles"
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_GOLDEN_BYTES: Final = 2 << 20
 
+_OUTPUT: Final = "output."  # before the name of an output in golden data
 _SLAB_AXES: Final = 4  # slabs, channels, rows, cols
 _SHOWN_CHARACTERS: Final = 80
 
@@ -63,15 +63,14 @@ class GoldenData:
             ConfigurationError: It would be larger than ``MAX_GOLDEN_BYTES``.
         """
         arrays: dict[str, NDArray[Any]] = {"slabs": self.slabs, "positions_um": self.positions_um}
-        arrays.update({f"output.{name}": values for name, values in self.outputs.items()})
+        arrays.update({f"{_OUTPUT}{name}": values for name, values in self.outputs.items()})
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         data = buffer.getvalue()
         if len(data) > MAX_GOLDEN_BYTES:
             raise ConfigurationError(
                 f"golden data of {self.slabs.shape[0]} slabs take {len(data)} bytes, at most "
-                f"{MAX_GOLDEN_BYTES} are "
-                "expected: use fewer or smoother slabs"
+                f"{MAX_GOLDEN_BYTES} are expected: use fewer or smoother slabs"
             )
         return data
 
@@ -86,24 +85,36 @@ class GoldenData:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 slabs, positions = arrays["slabs"], arrays["positions_um"]
                 outputs = {
-                    name[7:]: arrays[name] for name in arrays.files if name.startswith("output.")
+                    name.removeprefix(_OUTPUT): arrays[name]
+                    for name in arrays.files
+                    if name.startswith(_OUTPUT)
                 }
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+        except Exception as exc:  # zipfile, zlib and NumPy each raise their own for damaged data
             raise BundleError(
-                f"{source}: not golden data: {exc}", code=Code.BUNDLE_INVALID
-            ) from exc
-        if (
-            slabs.dtype != np.uint8
-            or slabs.ndim != _SLAB_AXES
-            or positions.shape != slabs.shape[:1]
-            or not len(slabs)
-        ):
-            raise BundleError(
-                f"{source}: slabs are {slabs.dtype} {slabs.shape} with {positions.shape} "
-                "positions, "
-                "expected uint8 (slabs, channels, rows, cols) and one position per slab",
+                f"{source}: not golden data: {type(exc).__name__}: {exc}. Export the bundle again.",
                 code=Code.BUNDLE_INVALID,
+            ) from exc
+        if slabs.dtype != np.uint8 or slabs.ndim != _SLAB_AXES or not len(slabs):
+            _refuse(
+                source,
+                f"slabs are {slabs.dtype} {slabs.shape}, expected uint8 (slabs, channels, rows, "
+                "cols)",
+                None,
             )
+        if (
+            positions.dtype != np.int64
+            or positions.shape != slabs.shape[:1]
+            or (np.diff(positions) <= 0).any()
+        ):
+            _refuse(
+                source,
+                f"positions_um are {positions.dtype} {positions.shape}, expected int64, one per "
+                f"slab of {len(slabs)}, strictly ascending",
+                None,
+            )
+        for name, values in outputs.items():
+            if values.dtype != np.float32:
+                _refuse(source, f"output {name!r} is {values.dtype}, expected float32", None)
         return cls(slabs=slabs, positions_um=positions, outputs=MappingProxyType(outputs))
 
 
@@ -146,8 +157,7 @@ class Bundle:
             if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
                 raise BundleError(
                     f"{folder / name}: sha256 is {found}, the manifest says {entry.sha256}: the "
-                    "file was altered or "
-                    "belongs to another version. Install the bundle again.",
+                    "file was altered or belongs to another version. Install the bundle again.",
                     code=Code.BUNDLE_ALTERED,
                 )
             files[name] = data
@@ -196,12 +206,15 @@ def find_bundle(name_or_folder: str | Path) -> Path:
     if isinstance(name_or_folder, str) and not set(text) & {"/", "\\"} and text in shipped():
         return SHIPPED / text
     folder = Path(name_or_folder)
-    if text and (folder / MANIFEST).is_file():
-        return folder
+    problem = ""
+    try:
+        if text and (folder / MANIFEST).is_file():
+            return folder
+    except OSError as exc:  # a folder that may not be entered, a name that is too long
+        problem = f" ({exc.strerror})"
     raise BundleError(
-        f"no bundle {text!r}: it is neither a folder with a {MANIFEST} nor one of the shipped "
-        "bundles "
-        f"{list(shipped())}",
+        f"no bundle {_shortened(repr(text))}{problem}: it is neither a folder with a {MANIFEST} "
+        f"nor one of the shipped bundles {list(shipped())}",
         code=Code.BUNDLE_NOT_FOUND,
     )
 
@@ -220,8 +233,7 @@ def validate(document: Mapping[str, Any], source: Path | str) -> Manifest:
         if isinstance(found := document.get(key), int) and found != ours:
             raise BundleError(
                 f"{source}: {key} is {found}, this pe_infer reads {ours}: install the pe_infer "
-                "that the bundle was "
-                "made for, or the bundle made for this one",
+                "that the bundle was made for, or the bundle made for this one",
                 code=Code.BUNDLE_VERSION,
             )
     try:
@@ -249,7 +261,8 @@ def write_bundle(
         The bundle, as loaded from ``folder``.
 
     Raises:
-        BundleError: What would be written could not be loaded.
+        BundleError: What would be written could not be loaded. Where a file's name or the manifest
+            is at fault, nothing has been written.
     """
     contents = {
         name: data if isinstance(data, bytes) else data.read_bytes() for name, data in files.items()
@@ -259,9 +272,12 @@ def write_bundle(
         for name, data in sorted(contents.items())
     }
     manifest = validate({**document, "files": hashes}, folder / MANIFEST)
+    for name in contents:
+        _check_name(folder, name)
+        if name == MANIFEST:
+            _refuse(folder / name, "is written from the manifest: it cannot be a file too", None)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
-        _check_name(folder, name)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, data)
@@ -287,8 +303,7 @@ def _check_name(folder: Path, name: str) -> None:
     ):
         raise BundleError(
             f"{folder / MANIFEST}: file name {name!r} must be a plain relative path inside the "
-            "bundle, such as "
-            "'graphs/encoder.onnx'",
+            "bundle, such as 'graphs/encoder.onnx'",
             code=Code.BUNDLE_PATH,
         )
 
@@ -360,18 +375,19 @@ def _refuse_foreign_data(graph: bytes, source: Path) -> None:
     if foreign:
         raise BundleError(
             f"{source}: {len(foreign)} tensors ({', '.join(foreign[:3])}) keep their values in "
-            "another file, which a "
-            "bundle may not do. Save the model as one file.",
+            "another file, which a bundle may not do. Save the model as one file.",
             code=Code.BUNDLE_PATH,
         )
 
 
 def _one_error(error: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"])
-    shown = repr(error["input"])
-    if len(shown) > _SHOWN_CHARACTERS:
-        shown = shown[:_SHOWN_CHARACTERS] + "..."
+    shown = _shortened(repr(error["input"]))
     return f"{place or 'manifest'}: {error['msg']} (found {shown})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 def _refuse(source: Path | str, problem: str, cause: Exception | None) -> NoReturn:

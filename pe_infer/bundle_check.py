@@ -27,7 +27,8 @@ class SelfTest:
     Attributes:
         engine: What computed.
         deviations: By output, the larger of both directions of arrival: largest absolute
-            difference, divided by the largest golden value or 1, whichever is more.
+            difference, divided by the largest golden value or 1, whichever is more; infinite
+            where a value is not a number.
         tolerance: What the bundle allows.
     """
 
@@ -57,6 +58,13 @@ def self_test(bundle: Bundle, runtime: Runtime) -> SelfTest:
             code=Code.BUNDLE_SELF_TEST,
         )
     compiled = CompiledProgram.compile(bundle, runtime)
+    slab = compiled.program.specs[SLAB].shape
+    if golden.slabs.shape[1:] != slab:
+        raise BundleError(
+            f"{bundle.folder / spec.file}: slabs are {golden.slabs.shape[1:]}, the program takes "
+            f"{slab}. Export the bundle again.",
+            code=Code.BUNDLE_INVALID,
+        )
     found = [replay(compiled, golden, arrival) for arrival in _ARRIVALS]
     deviations = {}
     for name in compiled.program.outputs:
@@ -64,20 +72,18 @@ def self_test(bundle: Bundle, runtime: Runtime) -> SelfTest:
         if expected is None or any(values[name].shape != expected.shape for values in found):
             raise BundleError(
                 f"{bundle.folder / spec.file}: output {name!r} is "
-                f"{None if expected is None else expected.shape}, the "
-                f"program gives {found[0][name].shape}",
+                f"{'missing' if expected is None else expected.shape}, the program gives "
+                f"{found[0][name].shape}. Export the bundle again.",
                 code=Code.BUNDLE_INVALID,
             )
         scale = max(1.0, float(np.abs(expected).max()))
-        deviations[name] = (
-            max(float(np.abs(values[name] - expected).max()) for values in found) / scale
-        )
+        # np.max, unlike max, does not lose a NaN that is not the first
+        apart = np.max([np.abs(values[name] - expected).max() for values in found])
+        deviations[name] = float("inf") if np.isnan(apart) else float(apart) / scale
     exact = set(compiled.info.precision.values()) == {"float32"}
     return SelfTest(
         engine=compiled.info,
-        deviations={
-            name: float("inf") if np.isnan(value) else value for name, value in deviations.items()
-        },
+        deviations=deviations,
         tolerance=spec.tolerance.float32 if exact else spec.tolerance.reduced,
     )
 
@@ -120,7 +126,8 @@ def build_bundle(
         name: data if isinstance(data, bytes) else data.read_bytes() for name, data in files.items()
     }
     draft = {key: value for key, value in document.items() if key not in {"files", "golden"}}
-    draft.setdefault("sequences", _describe(document, contents, runtime))
+    if "sequences" not in draft:
+        draft["sequences"] = _describe(document, contents, runtime)
     if golden_slabs is None:
         bundle = write_bundle(folder, draft, contents)
         CompiledProgram.compile(bundle, runtime)

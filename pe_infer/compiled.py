@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import NoReturn, Self
 
 from pe_infer.bundle import Bundle
-from pe_infer.engines.base import Engine, EngineOptions, Runtime, TensorSpec
+from pe_infer.engines.base import Engine, EngineOptions, Runtime, TensorSpec, warm_up
 from pe_infer.errors import BundleError, Code
 from pe_infer.executor import Executor
 from pe_infer.manifest import Direction, GraphNode, Precision, ScanNode
@@ -96,7 +96,7 @@ class CompiledProgram:
     def warm_up(self) -> None:
         """Run every engine once, so that the first slab takes as long as the next."""
         for engine in dict.fromkeys(self.engines.values()):
-            engine.warm_up()
+            warm_up(engine)
 
 
 def check_graph(program: Program, node: GraphNode, engine: Engine, source: str) -> None:

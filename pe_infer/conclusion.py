@@ -18,6 +18,7 @@ from pe_infer.manifest import SLAB_LOGIT, STUDY_LOGIT, ConsecutiveRule, Manifest
 from pe_infer.result import (
     Attention,
     Coverage,
+    Flag,
     NotProcessed,
     Provenance,
     QualityFlag,
@@ -136,6 +137,7 @@ class Background:
             timings: Says where the time went; called last.
         """
         manifest = self.manifest
+        has_gate = manifest.grid.gate is not None
         probability = None if outputs is None else self._probability(records, outputs)
         reason = None
         if outputs is None:
@@ -162,8 +164,8 @@ class Background:
                 name=self.operating_point.name, threshold=self.operating_point.threshold
             ),
             evidence=tuple(self._evidence(sequencer, records, outputs)),
-            quality=tuple(flags),
-            coverage=_coverage(sequencer, records, gate=manifest.grid.gate is not None),
+            quality=(*flags, *(_coverage_flags(records) if has_gate else ())),
+            coverage=_coverage(sequencer, records, gate=has_gate),
             provenance=self._provenance(sequencer),
             intended_use=manifest.intended_use,
             timings=timings(),
@@ -287,6 +289,12 @@ def _scaled(vector: Vector, factor: float) -> Vector:
     return (vector[0] * factor, vector[1] * factor, vector[2] * factor)
 
 
+def _open_ends(records: Sequence[SlabRecord]) -> tuple[str, ...]:
+    """Ends of the scan at which the gate still passes: the organ may go on beyond."""
+    ends = {"feet": records[0], "head": records[-1]} if records else {}
+    return tuple(end for end, record in ends.items() if not record.gated)
+
+
 def _coverage(sequencer: Sequencer, records: Sequence[SlabRecord], *, gate: bool) -> Coverage:
     positions = sequencer.positions_um
     return Coverage(
@@ -295,5 +303,16 @@ def _coverage(sequencer: Sequencer, records: Sequence[SlabRecord], *, gate: bool
         slices=len(positions),
         slabs=sum(not record.gated for record in records),
         gated_slabs=sum(record.gated for record in records),
-        complete=not gate or (bool(records) and records[0].gated and records[-1].gated),
+        complete=not gate or (bool(records) and not _open_ends(records)),
     )
+
+
+def _coverage_flags(records: Sequence[SlabRecord]) -> tuple[QualityFlag, ...]:
+    if not (ends := _open_ends(records)):
+        return ()
+    flag = QualityFlag(
+        flag=Flag.INCOMPLETE_COVERAGE,
+        message=f"the organ reaches the scan's end towards the {' and the '.join(ends)}",
+        values={"ends": ", ".join(ends)},
+    )
+    return (flag,)

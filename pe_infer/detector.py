@@ -34,8 +34,15 @@ _STORED_BYTES: Final = 2
 
 def default_cache_dir() -> Path:
     """Where compiled graphs are kept: ``$XDG_CACHE_HOME/pe_infer`` or ``~/.cache/pe_infer``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pe_infer"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "pe_infer"
+    try:
+        return Path.home() / ".cache" / "pe_infer"
+    except RuntimeError as exc:
+        raise ConfigurationError(
+            "this user has no home folder for compiled graphs: set XDG_CACHE_HOME, or pass "
+            "cache_dir=None"
+        ) from exc
 
 
 class Detector:

@@ -21,7 +21,7 @@ data.
 """
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Code(StrEnum):
@@ -87,6 +87,16 @@ class PeInferError(Exception):
         """Store the message and the reason."""
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let errors be copied, and pickled between processes."""
+        return _restored, (type(self), str(self), self.code)
+
+
+def _restored(kind: type[PeInferError], message: str, code: Code) -> PeInferError:
+    error = kind.__new__(kind)
+    PeInferError.__init__(error, message, code=code)
+    return error
 
 
 class ConfigurationError(PeInferError):

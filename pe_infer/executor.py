@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from pe_infer.engines.base import Engine, Session, Tensor
 from pe_infer.errors import Code, ConfigurationError, EngineError, StreamError
 from pe_infer.manifest import SLAB, Direction, MapNode, Node, ReduceNode, ScanNode, State
-from pe_infer.program import Plan, Program
+from pe_infer.program import Plan, Program, Sweep
 
 Allocator: TypeAlias = Callable[[tuple[int, ...]], Tensor]
 Checkpoint: TypeAlias = Callable[[], None]
+StatePair: TypeAlias = tuple[Sequence[Tensor], Sequence[Tensor]]  # before a slab, and after it
 
 FIRST_CAPACITY: Final = 64  # slabs that an executor makes room for at first
 
@@ -92,20 +93,18 @@ class Executor:
         self._sessions: dict[str, Session] = {
             node.name: engines[node.name].session() for node in program.graph_nodes
         }
-        self._tracks = {
-            name: _Rows(program.specs[name].shape, empty) for name in sorted(self.plan.retained)
+        self._kept = {
+            name: _Rows(program.specs[name].shape, empty) for name in sorted(self.plan.online.kept)
         }
         self._states = {
             _state_key(node, state): _Rows(state.shape, empty)
-            for node in self.plan.online
+            for node in self.plan.online.nodes
             if isinstance(node, ScanNode)
             for state in node.states
         }
-        self._last_online_reader = program.last_readers(self.plan.online)
-        self._chunk = max(
-            (engines[n.name].batch_sizes[-1] for n in self.plan.online if isinstance(n, MapNode)),
-            default=1,
-        )
+        maps = [node.name for node in program.graph_nodes if isinstance(node, MapNode)]
+        self._chunk = max((engines[name].batch_sizes[-1] for name in maps), default=1)
+        self._read = {name for node in program.nodes for name in node.inputs.values()}
         self._scratch: dict[str, Tensor] = {}
         self._positions_um: list[int] = []
         self._seconds: dict[str, float] = dict.fromkeys((node.name for node in program.nodes), 0.0)
@@ -143,16 +142,16 @@ class Executor:
         self._refuse_closed()
         self._check_slabs(slabs)
         start, stop = self.slab_count, self.slab_count + len(slabs)
-        for rows in (*self._tracks.values(), *self._states.values()):
+        for rows in (*self._kept.values(), *self._states.values()):
             rows.reserve(stop, start)
         seconds = dict(self._seconds)
         tensors = [tensor for _, tensor in slabs]
         for at in range(0, len(slabs), self._chunk):
             self._push_chunk(tensors[at : at + self._chunk], start + at, seconds, checkpoint)
         results = {
-            output: self._tracks[name].view(start, stop).copy()
+            output: self._kept[name].view(start, stop).copy()
             for output, name in self._program.outputs.items()
-            if name in self._tracks
+            if name in self._kept
         }
         self._seconds = seconds
         self._positions_um += [position for position, _ in slabs]
@@ -186,19 +185,18 @@ class Executor:
         self._refuse_closed()
         if not (count := self.slab_count):
             raise ConfigurationError("no slab was pushed: there is nothing to finish")
-        live = {name: rows.view(0, count) for name, rows in self._tracks.items()}
+        live = {name: rows.view(0, count) for name, rows in self._kept.items()}
         seconds = dict(self._seconds)
-        last_reader = self._program.last_readers(self.plan.deferred)
-        for node in self.plan.deferred:
+        for sweep in self.plan.deferred:
+            self._sweep(sweep, live, count, seconds, checkpoint)
+        for node in self.plan.study:
             began = time.perf_counter()
-            live.update(self._run_deferred(node, live, last_reader, checkpoint))
-            for name in self._program.freed_after(node, last_reader):
-                del live[name]
+            self._run_once(node, live, checkpoint)
             seconds[node.name] += time.perf_counter() - began
         outputs = self._collect(live)
         self._seconds = seconds
         self._closed = True
-        for owned in (self._sessions, self._tracks, self._states, self._scratch):
+        for owned in (self._sessions, self._kept, self._states, self._scratch):
             owned.clear()
         return outputs
 
@@ -209,62 +207,110 @@ class Executor:
         seconds: dict[str, float],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Online nodes over a few slabs, whose rows begin at ``start``."""
-        count = len(tensors)
+        """The online sweep over a few slabs, whose rows begin at ``start``."""
+
+        def states(node: ScanNode, i: int) -> StatePair:
+            row = start + i
+            tracks = [self._states[_state_key(node, state)] for state in node.states]
+            olds = [t.view(row - 1, row) for t in tracks] if row else self._initial(node)
+            return olds, [t.view(row, row + 1) for t in tracks]
+
+        stop = start + len(tensors)
+        kept = {name: rows.view(start, stop) for name, rows in self._kept.items()}
         live = {SLAB: self._block_of(tensors, start)}
-        for node in self.plan.online:
+        self._run(self.plan.online, live, kept, range(len(tensors)), states, seconds, checkpoint)
+
+    def _sweep(
+        self,
+        sweep: Sweep,
+        live: dict[str, Tensor],
+        count: int,
+        seconds: dict[str, float],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        """A deferred sweep; ``live`` gets what it keeps and loses what nobody needs any more."""
+        kept = {name: self._empty((count, *self._program.specs[name].shape)) for name in sweep.kept}
+        carried: dict[str, StatePair] = {
+            node.name: (self._initial(node), [self._empty((1, *s.shape)) for s in node.states])
+            for node in sweep.nodes
+            if isinstance(node, ScanNode)
+        }
+
+        def states(node: ScanNode, _i: int) -> StatePair:
+            olds, news = carried[node.name]
+            carried[node.name] = news, olds
+            return olds, news
+
+        backwards = sweep.direction != self.plan.arrival
+        for done in range(0, count, self._chunk):
+            start, stop = done, min(done + self._chunk, count)
+            rows = range(stop - start)
+            if backwards:
+                start, stop, rows = count - stop, count - start, rows[::-1]
+            self._run(
+                sweep,
+                {name: array[start:stop] for name, array in live.items()},
+                {name: array[start:stop] for name, array in kept.items()},
+                rows,
+                states,
+                seconds,
+                checkpoint,
+            )
+        live.update(kept)
+        for name in sweep.freed:
+            del live[name]
+
+    def _run(
+        self,
+        sweep: Sweep,
+        live: dict[str, Tensor],
+        kept: Mapping[str, Tensor],
+        rows: range,
+        states: Callable[[ScanNode, int], StatePair],
+        seconds: dict[str, float],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        """The nodes of a sweep over one chunk of slabs.
+
+        Args:
+            sweep: What to run.
+            live: The chunk of every sequence that is there; gets what the nodes write.
+            kept: Where to write what is kept.
+            rows: The rows of the chunk in the order of the sweep.
+            states: Where a scan finds its states for a row and where it leaves the next ones;
+                called once per row, in order.
+            seconds: Time by node, added to.
+            checkpoint: See `push`.
+        """
+        for node in sweep.nodes:
             began = time.perf_counter()
             reads = {tensor: live[name] for tensor, name in node.inputs.items()}
-            writes: dict[str, Tensor] = {}
-            for tensor, name in node.outputs.items():
-                if name in self._tracks:
-                    writes[tensor] = self._tracks[name].view(start, start + count)
-                elif name in self._last_online_reader:
-                    writes[tensor] = self._buffer(name, count)
+            writes = {
+                tensor: kept[name] if name in kept else self._buffer(name, len(rows))
+                for tensor, name in node.outputs.items()
+                if name in kept or name in self._read
+            }
             if isinstance(node, ScanNode):
-                states = [self._states[_state_key(node, state)] for state in node.states]
-                for i, row in enumerate(range(start, start + count)):
-                    olds = (
-                        [rows.view(row - 1, row) for rows in states] if row else self._initial(node)
-                    )
-                    news = [rows.view(row, row + 1) for rows in states]
-                    self._step(node, reads, writes, i, (olds, news), checkpoint)
+                for row in rows:
+                    self._step(node, reads, writes, row, states(node, row), checkpoint)
             else:
-                self._map(node, reads, writes, count, checkpoint)
-            live.update(
-                {name: writes[tensor] for tensor, name in node.outputs.items() if tensor in writes}
-            )
+                self._map(node, reads, writes, len(rows), checkpoint)
+            live.update({node.outputs[tensor]: array for tensor, array in writes.items()})
             seconds[node.name] += time.perf_counter() - began
 
-    def _run_deferred(
-        self,
-        node: Node,
-        live: Mapping[str, Tensor],
-        last_reader: Mapping[str, str],
-        checkpoint: Checkpoint | None,
-    ) -> dict[str, Tensor]:
-        """One node over the whole study; returns the sequences it wrote that somebody needs."""
-        reads = {tensor: live[name] for tensor, name in node.inputs.items()}
+    def _run_once(self, node: Node, live: dict[str, Tensor], checkpoint: Checkpoint | None) -> None:
+        """A reduction, or a map of reduced values."""
         if isinstance(node, ReduceNode):
-            (values,), (name,) = reads.values(), node.outputs.values()
-            return {name: self._reduce(node, values)}
-        count = len(next(iter(reads.values())))
+            (name,), (result,) = node.inputs.values(), node.outputs.values()
+            live[result] = self._reduce(node, live[name])
+            return
         writes = {
-            tensor: self._empty((count, *self._program.specs[name].shape))
+            tensor: self._empty((1, *self._program.specs[name].shape))
             for tensor, name in node.outputs.items()
-            if name in last_reader or name in self._program.outputs.values()
         }
-        if isinstance(node, ScanNode):
-            olds = self._initial(node)
-            news = [self._empty((1, *state.shape)) for state in node.states]
-            for row in (
-                range(count) if node.direction == self.plan.arrival else reversed(range(count))
-            ):
-                self._step(node, reads, writes, row, (olds, news), checkpoint)
-                olds, news = news, olds
-        else:
-            self._map(node, reads, writes, count, checkpoint)
-        return {node.outputs[tensor]: array for tensor, array in writes.items()}
+        reads = {tensor: live[name] for tensor, name in node.inputs.items()}
+        self._map(node, reads, writes, 1, checkpoint)
+        live.update({node.outputs[tensor]: array for tensor, array in writes.items()})
 
     def _map(
         self,
@@ -289,7 +335,7 @@ class Executor:
         reads: Mapping[str, Tensor],
         writes: Mapping[str, Tensor],
         row: int,
-        states: tuple[Sequence[Tensor], Sequence[Tensor]],
+        states: StatePair,
         checkpoint: Checkpoint | None,
     ) -> None:
         """One slab of a scan; the next states are written in place."""
@@ -331,8 +377,8 @@ class Executor:
 
     def _block_of(self, tensors: list[Tensor], start: int) -> Tensor:
         """New slabs as one array; a single one is not copied."""
-        if SLAB in self._tracks:
-            block = self._tracks[SLAB].view(start, start + len(tensors))
+        if SLAB in self._kept:
+            block = self._kept[SLAB].view(start, start + len(tensors))
         elif len(tensors) == 1:
             return np.ascontiguousarray(tensors[0])[np.newaxis]
         else:

@@ -17,8 +17,11 @@ Vector: TypeAlias = tuple[float, float, float]
 StoredPixels: TypeAlias = NDArray[np.int16] | NDArray[np.uint16]
 
 MIN_NORMAL_Z = 0.7  # |n_z| below this is not an axial series
+MAX_MM = 1e5  # positions and spacings beyond 100 m are damage
+MAX_COMPONENT = 1.5  # of an orientation vector that is meant to be of unit length
 MIN_SQUARED_LENGTH = 0.5  # of an orientation vector that is meant to be of unit length
 MAX_COSINE = 0.01  # between orientation vectors that are meant to be orthogonal
+INT16_MIN, UINT16_MAX = -0x8000, 0xFFFF
 AIR_HU = -1024.0
 MAX_HU = 4095.0
 MIN_SLOPE, MAX_RESCALE = 1e-9, 1e9  # the kernel computes in single precision
@@ -140,8 +143,9 @@ class SliceGeometry:
         thickness_mm: SliceThickness, if known.
 
     Raises:
-        GeometryError: Sizes or spacings are not positive, vectors are not finite or not orthogonal,
-            or the image is not axial (``|n_z| < 0.7``).
+        GeometryError: Sizes or spacings are not positive, positions or spacings exceed ``MAX_MM``,
+            vectors are not of unit length or not orthogonal, or the image is not axial
+            (``|n_z| < 0.7``).
     """
 
     rows: int
@@ -157,10 +161,12 @@ class SliceGeometry:
 
     def __post_init__(self) -> None:
         """Check, normalise, and derive the normal and the position."""
-        numbers = (*self.image_position_mm, *self.row_direction, *self.col_direction)
-        if not all(map(math.isfinite, (*numbers, self.row_spacing_mm, self.col_spacing_mm))):
+        lengths = (*self.image_position_mm, self.row_spacing_mm, self.col_spacing_mm)
+        if not all(abs(length) <= MAX_MM for length in lengths):
             raise GeometryError(
-                f"position, orientation or spacing is not finite: {numbers}", code=Code.BAD_GEOMETRY
+                f"position {self.image_position_mm} mm, spacing {self.row_spacing_mm} x "
+                f"{self.col_spacing_mm} mm: numbers of at most {MAX_MM:g} mm are expected",
+                code=Code.BAD_GEOMETRY,
             )
         if self.rows < 1 or self.cols < 1 or self.row_spacing_mm <= 0 or self.col_spacing_mm <= 0:
             raise GeometryError(
@@ -168,9 +174,9 @@ class SliceGeometry:
                 f"{self.col_spacing_mm} mm: sizes and spacings must be positive",
                 code=Code.BAD_GEOMETRY,
             )
-        if (
-            _dot(self.row_direction, self.row_direction) < MIN_SQUARED_LENGTH
-            or _dot(self.col_direction, self.col_direction) < MIN_SQUARED_LENGTH
+        axes = (self.row_direction, self.col_direction)
+        if not all(abs(component) <= MAX_COMPONENT for axis in axes for component in axis) or any(
+            _dot(axis, axis) < MIN_SQUARED_LENGTH for axis in axes
         ):
             raise GeometryError(
                 f"orientation {self.row_direction}, {self.col_direction} is not made of unit "
@@ -262,7 +268,8 @@ class Slice:
         rescale_slope: HU per stored value (RescaleSlope).
         rescale_intercept: HU of the stored value 0 (RescaleIntercept).
         padding: Inclusive range of stored values that mean "no data" (PixelPaddingValue,
-            PixelPaddingRangeLimit).
+            PixelPaddingRangeLimit), within -32768 and 65535.
+        padding_ignored: Whether a padding was declared that is not used, as it would erase tissue.
         series: What the series says of itself.
         sop_instance_uid: Identity of the instance; empty for slices made of arrays.
         frame_number: 1-based frame of a multi-frame instance.
@@ -271,7 +278,8 @@ class Slice:
 
     Raises:
         GeometryError: ``pixels`` do not have the shape that ``geometry`` says, or a dtype other
-            than int16 or uint16, or the rescale is not finite, absurdly large, or its slope zero.
+            than int16 or uint16, ``padding`` is no range of stored values, or the rescale is not
+            finite, absurdly large, or its slope zero.
     """
 
     pixels: StoredPixels
@@ -279,6 +287,7 @@ class Slice:
     rescale_slope: float = 1.0
     rescale_intercept: float = 0.0
     padding: tuple[int, int] | None = None
+    padding_ignored: bool = False
     series: SeriesInfo = SeriesInfo()
     sop_instance_uid: str = ""
     frame_number: int | None = None
@@ -294,6 +303,14 @@ class Slice:
                 f"int16 or uint16 {expected}",
                 code=Code.BAD_GEOMETRY,
             )
+        if self.padding is not None:
+            low, high = self.padding
+            if not INT16_MIN <= low <= high <= UINT16_MAX:
+                raise GeometryError(
+                    f"{self.source}: padding {self.padding} is no range of stored values: low "
+                    f"and high, in this order, within {INT16_MIN} and {UINT16_MAX}",
+                    code=Code.BAD_GEOMETRY,
+                )
         slope, intercept = self.rescale_slope, self.rescale_intercept
         if not (MIN_SLOPE <= abs(slope) <= MAX_RESCALE and abs(intercept) <= MAX_RESCALE):
             raise GeometryError(

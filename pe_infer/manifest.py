@@ -30,7 +30,9 @@ STUDY_LOGIT: Final = "study_logit"
 SLAB_LOGIT: Final = "slab_logit"
 
 Direction: TypeAlias = Literal["down", "up"]
-Precision: TypeAlias = Literal["reduced", "float32"]
+Precision: TypeAlias = Literal["reduced", "mixed", "float32"]
+"""What an engine may compute in: ``reduced`` is its fastest floating-point type for a whole graph;
+``mixed`` is that type for convolutions and matrix products, float32 for what they are added to."""
 Identifier: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 TensorName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 FileName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
@@ -103,7 +105,8 @@ class MapNode(_GraphNode):
 
     kind: Literal["map"]
     precision: Precision = "reduced"
-    """``reduced`` lets an engine use its fastest floating-point type inside the graph."""
+    """``reduced``: an engine's fastest floating-point type for the whole graph. ``mixed``: that for
+    convolutions and matrix products, float32 for what they are added to."""
     max_batch: PositiveInt | None = None
     """The manifest's ``batch.max`` when absent."""
 
@@ -115,7 +118,8 @@ class ScanNode(_GraphNode):
     direction: Direction
     """``down``: by decreasing position, head to feet."""
     states: Annotated[tuple[State, ...], Field(min_length=1)]
-    precision: Precision = "float32"
+    precision: Literal["mixed", "float32"] = "float32"
+    """States are computed and carried in float32 either way."""
 
     @model_validator(mode="after")
     def _tensors_differ(self) -> Self:
@@ -299,7 +303,7 @@ class Manifest(_Value):
 
     def operating_point(self, name: str | None = None) -> OperatingPoint | None:
         """The operating point of that name or the default one; ``None`` if there is none."""
-        wanted = name or self.default_operating_point
+        wanted = self.default_operating_point if name is None else name
         return next((point for point in self.operating_points if point.name == wanted), None)
 
 

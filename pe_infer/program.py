@@ -4,9 +4,10 @@ Static: no arrays, no engines. `pe_infer.executor` runs what is planned here.
 
 A node is **online** when it can run as soon as a slab is there: a map of online sequences, or a
 scan of online sequences whose direction is the direction of arrival. Everything else is
-**deferred** until the last slab.
+**deferred** until the last slab, and runs in as few sweeps over the study as possible.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,22 +35,38 @@ FLOAT_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Nodes that run together, slab by slab, from one end of the study to the other.
+
+    Attributes:
+        direction: ``down`` is by decreasing position.
+        nodes: In a working order.
+        kept: Per-slab sequences written here that are needed after the sweep: kept for every slab.
+            All others live for one batch.
+        freed: Kept sequences of earlier deferred sweeps that nobody needs after this one.
+    """
+
+    direction: Direction
+    nodes: tuple[GraphNode, ...]
+    kept: frozenset[str]
+    freed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What runs when, for one direction of arrival.
 
     Attributes:
         arrival: Order in which slabs must be pushed: ``down`` is by decreasing position.
-        online: Nodes that run while slabs arrive, in a working order.
-        deferred: Nodes that run once all slabs are there, in a working order.
-        retained: Per-slab sequences made online that a deferred node or an output reads: kept for
-            every slab. All other online sequences live only until the slab's last online reader is
-            done.
+        online: Runs while slabs arrive. Its ``kept`` may name the slabs themselves.
+        deferred: Run one after the other once all slabs are there.
+        study: Nodes that run last, once per study: reductions, and maps of what they give.
     """
 
     arrival: Direction
-    online: tuple[Node, ...]
-    deferred: tuple[Node, ...]
-    retained: frozenset[str]
+    online: Sweep
+    deferred: tuple[Sweep, ...]
+    study: tuple[Node, ...]
 
 
 class Program:
@@ -88,10 +105,7 @@ class Program:
 
     def max_batch(self, node: GraphNode) -> int:
         """How many slabs the node's graph takes at once."""
-        if (
-            isinstance(node, ScanNode)
-            or self.sequences[next(iter(node.inputs.values()))] == "study"
-        ):
+        if isinstance(node, ScanNode) or self._kind_read(node) == "study":
             return 1
         return node.max_batch or self._batch
 
@@ -104,16 +118,36 @@ class Program:
         """
         chosen = arrival or self.best_arrival()
         online = self._online(chosen)
-        readers_later = {
-            name for node in self.nodes if node not in online for name in node.inputs.values()
-        }
-        written = {SLAB, *(name for node in online for name in node.outputs.values())}
-        return Plan(
-            arrival=chosen,
-            online=online,
-            deferred=tuple(node for node in self.nodes if node not in online),
-            retained=frozenset(written & (readers_later | set(self.outputs.values()))),
+        study = tuple(
+            node
+            for node in self.nodes
+            if isinstance(node, ReduceNode) or self._kind_read(node) == "study"
         )
+        waiting = tuple(
+            node for node in self.graph_nodes if node not in online and node not in study
+        )
+        online_sweep = Sweep(
+            direction=chosen,
+            nodes=online,
+            kept=frozenset(self._needed((*waiting, *study)) & {SLAB, *_written(online)}),
+        )
+        groups = self._sweeps(waiting)
+        deferred: list[Sweep] = []
+        held: set[str] = set()
+        for at, (direction, nodes) in enumerate(groups):
+            later = itertools.chain.from_iterable(group for _, group in groups[at + 1 :])
+            needed = self._needed((*later, *study))
+            kept = _written(nodes) & needed
+            deferred.append(
+                Sweep(
+                    direction=direction,
+                    nodes=nodes,
+                    kept=frozenset(kept),
+                    freed=frozenset(held - needed),
+                )
+            )
+            held = (held | kept) & needed
+        return Plan(arrival=chosen, online=online_sweep, deferred=tuple(deferred), study=study)
 
     def best_arrival(self) -> Direction:
         """The direction with more nodes online; ``down`` where it makes no difference."""
@@ -122,55 +156,73 @@ class Program:
     def memory_bytes(self, slab_count: int, arrival: Direction | None = None) -> int:
         """The most that an executor's sequences and states hold at once, in bytes.
 
-        Counts what is kept for every slab (retained sequences, and the online scans' states after
-        each slab, which a late slice needs), and on top of it the largest moment of
-        `Executor.finish`. Not counted: buffers of one batch, and what the engines themselves hold.
+        Counts what is kept for every slab (sequences, and the online scans' states after each slab,
+        which a late slice needs), and on top of it the largest moment of `Executor.finish`. Not
+        counted: buffers of one batch, values per study, and what the engines themselves hold.
         """
         plan = self.plan(arrival)
-        per_slab = sum(self._row_bytes(name) for name in plan.retained)
-        for node in plan.online:
+        per_slab = self._bytes(plan.online.kept)
+        for node in plan.online.nodes:
             if isinstance(node, ScanNode):
                 per_slab += sum(math.prod(state.shape) * FLOAT_BYTES for state in node.states)
-        last_reader = self.last_readers(plan.deferred)
-        live: dict[str, int] = {}
-        peak = 0
-        for node in plan.deferred:
-            for name in node.outputs.values():
-                if name in last_reader or name in self.outputs.values():
-                    count = slab_count if self.sequences[name] == "slab" else 1
-                    live[name] = count * self._row_bytes(name)
-            peak = max(peak, sum(live.values()))
-            for name in self.freed_after(node, last_reader):
-                live.pop(name, None)
-        return per_slab * slab_count + peak
+        live, peak = 0, 0
+        for sweep in plan.deferred:
+            live += self._bytes(sweep.kept)
+            peak = max(peak, live)
+            live -= self._bytes(sweep.freed)
+        return slab_count * (per_slab + peak)
 
-    def last_readers(self, nodes: Iterable[Node]) -> dict[str, str]:
-        """Sequence to the name of the last of ``nodes`` that reads it."""
-        return {name: node.name for node in nodes for name in node.inputs.values()}
+    def _bytes(self, names: Iterable[str]) -> int:
+        """Of one value of each of these sequences."""
+        return sum(math.prod(self.specs[name].shape) * FLOAT_BYTES for name in names)
 
-    def freed_after(self, node: Node, last_reader: Mapping[str, str]) -> tuple[str, ...]:
-        """The sequences that nobody needs once ``node`` is done."""
-        kept = self.outputs.values()
-        return tuple(
-            n
-            for n in dict.fromkeys(node.inputs.values())
-            if last_reader[n] == node.name and n not in kept
-        )
+    def _needed(self, nodes: Iterable[Node]) -> set[str]:
+        """What ``nodes`` read, and the outputs."""
+        return {*self.outputs.values(), *(name for node in nodes for name in node.inputs.values())}
 
-    def _row_bytes(self, name: str) -> int:
-        return math.prod(self.specs[name].shape) * FLOAT_BYTES
+    def _kind_read(self, node: Node) -> Kind:
+        return self.sequences[next(iter(node.inputs.values()))]
 
-    def _online(self, arrival: Direction) -> tuple[Node, ...]:
+    def _online(self, arrival: Direction) -> tuple[GraphNode, ...]:
         known = {SLAB}
-        online: list[Node] = []
-        for node in self.nodes:
-            if isinstance(node, ReduceNode) or not known.issuperset(node.inputs.values()):
+        online: list[GraphNode] = []
+        for node in self.graph_nodes:
+            if not known.issuperset(node.inputs.values()):
                 continue
             if isinstance(node, ScanNode) and node.direction != arrival:
                 continue
             online.append(node)
             known.update(node.outputs.values())
         return tuple(online)
+
+    def _sweeps(
+        self, nodes: tuple[GraphNode, ...]
+    ) -> list[tuple[Direction, tuple[GraphNode, ...]]]:
+        """Share deferred nodes out among as few sweeps as their order allows.
+
+        A map that writes more than it reads runs with its first reader: the less is kept.
+        """
+        directions: list[Direction] = []
+        place: dict[str, int] = {}  # node to sweep
+        written: dict[str, int] = {}  # sequence to sweep
+        for node in nodes:
+            at = max(written.get(name, 0) for name in node.inputs.values())
+            if isinstance(node, ScanNode):
+                same = (i for i in range(at, len(directions)) if directions[i] == node.direction)
+                if (at := next(same, len(directions))) == len(directions):
+                    directions.append(node.direction)
+            place[node.name] = at
+            written.update(dict.fromkeys(node.outputs.values(), at))
+        for node in reversed(nodes):
+            names = set(node.outputs.values())
+            readers = {n.name for n in self.nodes if not names.isdisjoint(n.inputs.values())}
+            grows = self._bytes(names) > self._bytes(set(node.inputs.values()))
+            if isinstance(node, MapNode) and grows and readers and readers <= place.keys():
+                place[node.name] = min(place[name] for name in readers)
+        return [
+            (direction, tuple(node for node in nodes if place[node.name] == at))
+            for at, direction in enumerate(directions)
+        ]
 
     def _writers(self, nodes: Iterable[Node]) -> dict[str, str]:
         writers = {SLAB: "the grid"}
@@ -285,3 +337,7 @@ class Program:
 
     def _refuse(self, problem: str) -> NoReturn:
         raise BundleError(f"{self._name}: {problem}", code=Code.BUNDLE_INVALID)
+
+
+def _written(nodes: Iterable[Node]) -> set[str]:
+    return {name for node in nodes for name in node.outputs.values()}

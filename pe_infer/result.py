@@ -26,6 +26,7 @@ class Flag(StrEnum):
     DECUBITUS = "decubitus"
     IN_PLANE_ROTATION = "in_plane_rotation"
     THICKNESS_UNKNOWN = "thickness_unknown"
+    PADDING_IGNORED = "padding_ignored"
     LOSSY_COMPRESSION = "lossy_compression"
     FILES_SKIPPED = "files_skipped"
     SERIES_CHOSEN = "series_chosen"

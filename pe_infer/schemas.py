@@ -17,8 +17,10 @@ def schema_text(name: str) -> str:
 
 def main() -> None:
     """Write all schemas to the folder given."""
+    if len(sys.argv) != 2 or not (folder := Path(sys.argv[1])).is_dir():  # noqa: PLR2004
+        raise SystemExit("usage: python -m pe_infer.schemas FOLDER, of a folder that is there")
     for name in SCHEMAS:
-        (Path(sys.argv[1]) / name).write_text(schema_text(name), encoding="utf-8")
+        (folder / name).write_text(schema_text(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Which slices of a study are there, and which of its slabs are final: no pixels.
 
 While slices arrive from one end of the scan, everything behind a *frontier* is complete. The
-frontier stays ``reorder_window`` slices behind the newest one, and in front of any gap: a missing
-slice may still come. A slice that arrives behind the frontier invalidates the slabs it would have
-changed and all after them; after ``MAX_REWINDS`` of those, slabs wait for the end of the study, so
-that no order of arrival costs more than a few repetitions.
+frontier is the newest slice, or the last one in front of a gap: there a slice is missing that may
+still come. A slice that arrives behind the frontier invalidates the slabs it would have changed and
+all after them. Once that has happened the frontier stays ``REORDER_WINDOW`` slices behind the
+newest one, and after ``MAX_REWINDS`` times slabs wait for the end of the study: no order of arrival
+costs more than a few repetitions.
 """
 
 import copy
@@ -13,17 +14,17 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median_low
 from typing import Final, Literal, Self, TypeAlias
 
 from pe_infer.errors import Code, SeriesError
 from pe_infer.geometry import PatientGrid, Slice, SliceGeometry
 from pe_infer.lattice import PlaneLattice, lattice_for
 from pe_infer.result import Flag, QualityFlag
-from pe_infer.series import GAP_RATIO, ORIENTATION_SPREAD_DEG, SeriesGeometry, analyse
+from pe_infer.series import ORIENTATION_SPREAD_DEG, SeriesGeometry, analyse, gap_steps
 
 Direction: TypeAlias = Literal["down", "up"]
 
+DIRECTION_SLICES: Final = 5  # so many slices show the direction of arrival
 REORDER_WINDOW: Final = 4
 MAX_REWINDS: Final = 3
 MAX_FILLED_STEP_MM: Final = 10.0  # neighbouring slices further apart than this are refused
@@ -38,6 +39,7 @@ class SliceRecord:
     sop_instance_uid: str
     frame_number: int | None
     acquisition_number: int | None
+    padding_ignored: bool
     pixel_digest: bytes
     source: str
 
@@ -49,6 +51,7 @@ class SliceRecord:
             sop_instance_uid=image.sop_instance_uid,
             frame_number=image.frame_number,
             acquisition_number=image.acquisition_number,
+            padding_ignored=image.padding_ignored,
             pixel_digest=pixel_digest,
             source=image.source,
         )
@@ -80,13 +83,13 @@ class Sequencer:
     A failed call leaves it unchanged.
     """
 
-    def __init__(self, grid: PatientGrid, *, reorder_window: int = REORDER_WINDOW) -> None:
+    def __init__(self, grid: PatientGrid) -> None:
         """Start empty."""
         self._grid = grid
-        self._window = reorder_window
         self._lattice: PlaneLattice = lattice_for(grid, ())
         self._first: Slice | None = None
         self._records: dict[int, SliceRecord] = {}
+        self._instances: dict[tuple[str, int | None], SliceRecord] = {}
         self._positions: list[int] = []
         self._direction: Direction | None = None
         self._handed_out: list[int] = []
@@ -98,13 +101,13 @@ class Sequencer:
     def copy(self) -> Self:
         """Return an independent sequencer in the same state."""
         twin = copy.copy(self)
-        for name in ("_records", "_positions", "_handed_out"):
+        for name in ("_records", "_instances", "_positions", "_handed_out"):
             setattr(twin, name, copy.copy(getattr(self, name)))
         return twin
 
     @property
     def direction(self) -> Direction | None:
-        """Direction of arrival, once ``reorder_window + 1`` slices have shown it."""
+        """Direction of arrival, once ``DIRECTION_SLICES`` slices have shown it."""
         return self._direction
 
     @property
@@ -151,6 +154,7 @@ class Sequencer:
         self._check_kinship(image)
         position = image.position_um
         record = SliceRecord.of(image, pixel_digest)
+        self._check_identity(record)
         present = self._records.get(position)
         if present is not None and not self._replaces(record, present):
             return False
@@ -163,13 +167,14 @@ class Sequencer:
         self._kept = min(self._kept, self._first_touched(position))
         self._first = self._first or image
         self._records[position] = record
+        self._instances[record.sop_instance_uid, record.frame_number] = record
         if present is None:
             insort(self._positions, position)
         lattice = lattice_for(self._grid, (r.geometry.thickness_mm for r in self._records.values()))
         if type(lattice) is not type(self._lattice):
             self._kept = 0
         self._lattice = lattice
-        if self._direction is None and len(self._positions) == self._window + 1:
+        if self._direction is None and len(self._positions) == DIRECTION_SLICES:
             self._direction = "up" if position > self._first.position_um else "down"
         self._kept = min(self._kept, self._common_prefix())
         return True
@@ -252,6 +257,11 @@ class Sequencer:
                 self._chosen,
                 "position(s) had two slices: the higher AcquisitionNumber was taken",
             ),
+            (
+                Flag.PADDING_IGNORED,
+                sum(record.padding_ignored for record in self._records.values()),
+                "slice(s) declare a padding that is not used: it would erase tissue",
+            ),
         )
         flags += [
             QualityFlag(flag=flag, message=f"{count} {text}", values={"count": count})
@@ -313,6 +323,19 @@ class Sequencer:
                 code=Code.ORIENTATION_DIFFERS,
             )
 
+    def _check_identity(self, record: SliceRecord) -> None:
+        """Refuse an identity that a slice in another place has: which one would a result mean?"""
+        if not record.sop_instance_uid:
+            return
+        known = self._instances.get((record.sop_instance_uid, record.frame_number))
+        if known and known.geometry.position_um != record.geometry.position_um:
+            raise SeriesError(
+                f"{record.name}: SOPInstanceUID is {record.sop_instance_uid}, the same as in "
+                f"{known.name}, though the slices lie at {record.geometry.position_mm:.3f} and "
+                f"{known.geometry.position_mm:.3f} mm; send the original images",
+                code=Code.CONFLICTING_DUPLICATE,
+            )
+
     def _replaces(self, record: SliceRecord, present: SliceRecord) -> bool:
         """Whether ``record`` replaces the slice at its position; refuse what no rule decides."""
         where = f"at {record.geometry.position_um / 1000:.3f} mm"
@@ -365,12 +388,14 @@ class Sequencer:
     def _complete(self) -> tuple[float, float]:
         """Closed interval of positions within which no further slice is expected."""
         positions = self._positions
-        behind = len(positions) - 1 - self._window
-        if behind < 1:
+        newest = len(positions) - 1 - (REORDER_WINDOW if self._rewinds else 0)
+        if newest < 1:
             return math.inf, -math.inf
         upward = self._direction == "up"
         ordered = positions if upward else positions[::-1]
-        steps = [abs(b - a) for a, b in pairwise(ordered)]
-        limit = GAP_RATIO * median_low(steps)
-        last = next((i for i in range(behind) if steps[i] > limit), behind)
-        return (-math.inf, ordered[last]) if upward else (ordered[last], math.inf)
+        gaps = gap_steps(
+            positions, {at: record.geometry.thickness_mm for at, record in self._records.items()}
+        )
+        in_order = gaps if upward else gaps[::-1]
+        frontier = ordered[next((i for i in range(newest) if in_order[i]), newest)]
+        return (-math.inf, frontier) if upward else (frontier, math.inf)

@@ -6,7 +6,7 @@ sequencer for a study, ``inspect`` for a report), with the limits given here.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median_low
@@ -190,11 +190,11 @@ def analyse(geometries: Sequence[SliceGeometry]) -> SeriesGeometry:
     if nominal is not None:
         allowed = max(IRREGULAR_STEP_FRACTION * nominal, IRREGULAR_STEP_UM)
         irregular = sum(abs(step - nominal) > allowed for step in steps)
-        relative = _relative_steps(ordered, positions)
+        missing = gap_steps(positions, {g.position_um: g.thickness_mm for g in ordered})
         gaps = [
             Gap(lower_um=low, upper_um=low + step, missing=max(1, round(step / nominal) - 1))
-            for low, step, ratio in zip(positions, steps, relative, strict=False)
-            if step > GAP_RATIO * nominal and ratio > GAP_RATIO
+            for low, step, is_gap in zip(positions, steps, missing, strict=False)
+            if is_gap
         ]
     left, back, residual, spread = _drift(ordered)
     axis = ordered[0].left_axis if ordered else (1.0, 0.0, 0.0)
@@ -215,16 +215,35 @@ def analyse(geometries: Sequence[SliceGeometry]) -> SeriesGeometry:
     )
 
 
-def _relative_steps(ordered: Sequence[SliceGeometry], positions: Sequence[int]) -> list[float]:
-    """Return each step over the thickness of its two slices, in medians of that; else infinity."""
-    thickness = {g.position_um: g.thickness_mm for g in ordered}
-    ratios: list[float | None] = []
-    for low, high in pairwise(positions):
-        below, above = thickness[low], thickness[high]
-        ratios.append((high - low) / (below + above) if below and above else None)
-    known = [ratio for ratio in ratios if ratio is not None]
-    usual = median_low(known) if known else 1.0
-    return [math.inf if ratio is None else ratio / usual for ratio in ratios]
+def gap_steps(positions_um: Sequence[int], thickness_mm: Mapping[int, float | None]) -> list[bool]:
+    """Tell which steps between neighbouring slices are gaps: longer than ``GAP_RATIO`` medians.
+
+    Where the thickness of both slices is known, the step must be that long relative to it too: a
+    head scan that changes from 4 to 7 mm half-way has no gap.
+
+    Args:
+        positions_um: Ascending, no position twice.
+        thickness_mm: Of the slice at every position; ``None`` where it is unknown.
+
+    Returns:
+        One value per step.
+    """
+    steps = [high - low for low, high in pairwise(positions_um)]
+    if not steps:
+        return []
+    limit = GAP_RATIO * median_low(steps)
+    if max(steps) <= limit:
+        return [False] * len(steps)
+    relative: list[float | None] = []
+    for low, high in pairwise(positions_um):
+        below, above = thickness_mm[low], thickness_mm[high]
+        relative.append((high - low) / (below + above) if below and above else None)
+    known = [ratio for ratio in relative if ratio is not None]
+    relative_limit = GAP_RATIO * median_low(known) if known else 0.0
+    return [
+        step > limit and (ratio is None or ratio > relative_limit)
+        for step, ratio in zip(steps, relative, strict=True)
+    ]
 
 
 def posture_flags(info: SeriesInfo, geometry: SliceGeometry) -> list[QualityFlag]:

@@ -5,6 +5,7 @@ slabs that became final. The detector's worker makes those slabs, runs the onlin
 the study has ended the rest. All state of the study lives here; engines hold none.
 """
 
+import copy
 import hashlib
 import threading
 import time
@@ -26,6 +27,7 @@ from pe_infer.conclusion import (
 )
 from pe_infer.errors import (
     Code,
+    EngineError,
     PeInferError,
     SeriesError,
     StreamCancelledError,
@@ -237,7 +239,7 @@ class Stream:
         except PeInferError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 (whatever it is, whoever waits must hear of it)
-            failure = StreamError(f"the worker failed: {error!r}", code=Code.ENGINE_FAILED)
+            failure = EngineError(f"the worker failed: {error!r}")
             failure.__cause__ = error
         with self._changed:
             self._working = 0
@@ -290,8 +292,6 @@ class Stream:
             outputs = self._executor.finish(checkpoint=self._stop_if_cancelled)
             refuse_nonfinite({**outputs.slabs, **outputs.study})
         self._clock.deferred_s = time.perf_counter() - started
-        if background.manifest.grid.gate is not None:
-            self._note(_coverage_flags(self._records))
         result = background.conclude(
             sequencer=self._sequencer,
             records=sorted(self._records, key=lambda record: record.position_um),
@@ -420,7 +420,7 @@ class Stream:
 
     def _refuse_if_ended(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise copy.copy(self._failure) from self._failure
         if self._cancelled:
             raise StreamCancelledError("the stream was cancelled; open a new one")
 
@@ -455,22 +455,6 @@ def _pixel_digest(image: Slice) -> bytes:
     digest = hashlib.blake2b(image.pixels.data, digest_size=16, person=b"pe_infer slice")
     digest.update(meaning.encode())
     return digest.digest()
-
-
-def _coverage_flags(records: Sequence[SlabRecord]) -> list[QualityFlag]:
-    """Coverage is incomplete where the gate still passes at an end of the scan."""
-    ordered = sorted(records, key=lambda record: record.position_um)
-    ends = {"feet": ordered[0], "head": ordered[-1]} if ordered else {}
-    open_ends = [end for end, record in ends.items() if not record.gated]
-    if not open_ends:
-        return []
-    return [
-        QualityFlag(
-            flag=Flag.INCOMPLETE_COVERAGE,
-            message=f"the organ reaches the scan's end towards the {' and the '.join(open_ends)}",
-            values={"ends": ", ".join(open_ends)},
-        )
-    ]
 
 
 def _deadline(timeout: float | None) -> float:

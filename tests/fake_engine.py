@@ -15,7 +15,6 @@ from pe_infer.engines.base import (
     TensorSpec,
     batch_sizes,
     check_tensors,
-    zeros,
 )
 from pe_infer.errors import EngineError
 
@@ -66,10 +65,6 @@ class FakeEngine:
 
     def session(self) -> Session:
         return FakeSession(self)
-
-    def warm_up(self) -> None:
-        for batch in self.batch_sizes:
-            self.session().run(zeros(self, batch))
 
 
 class FakeRuntime:

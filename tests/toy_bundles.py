@@ -130,7 +130,7 @@ def scan(
             {"input": "h", "output": "h_next", "shape": shape},
             {"input": "c", "output": "c_next", "shape": shape, "initial": initial},
         ],
-        "precision": "float32",
+        "precision": "mixed",
     }
 
 

@@ -1,6 +1,5 @@
 """The program ``pe-infer``: its commands, and how errors become exit codes."""
 
-import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Final
@@ -12,14 +11,14 @@ from pe_infer.cli.demo_command import demo_command
 from pe_infer.cli.detect_command import detect_command
 from pe_infer.cli.doctor_command import doctor_command
 from pe_infer.cli.inspect_command import inspect_command
+from pe_infer.cli.layout import printable
 from pe_infer.cli.phantom_command import phantom_command
 from pe_infer.errors import ConfigurationError, PeInferError
 
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _EXIT_CODES: Final = (
-    "Exit status: 0 a result; 1 internal error; 2 usage or settings; 3 input cannot be used; 4 "
-    "study out of the "
-    "bundle's scope; 5 bundle; 6 engine; 7 stream; 10 the study was not processed; 130 interrupted."
+    "Exit status: 0 a result; 1 internal error; 2 usage or settings; 3 input cannot be used; "
+    "4 study out of the bundle's scope; 5 bundle; 6 engine; 7 stream; 10 the study was not "
+    "processed; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -58,19 +57,19 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; an error raised on purpose ends with its exit code and one message."""
+    """Run the command line; an error raised on purpose ends with its exit code and one message.
+
+    Typer itself ends with 130 when interrupted, and silently when nobody reads the output any more.
+    """
     try:
         app()
     except PeInferError as error:
-        print(f"pe-infer: error [{error.code}] {error}", file=sys.stderr)  # noqa: T201
+        message = printable(str(error))
+        print(f"pe-infer: error [{error.code}] {message}", file=sys.stderr)  # noqa: T201
         raise SystemExit(error.exit_code) from None
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     except OSError as error:  # an output that cannot be written
         if error.filename is None:
             raise
-        print(f"pe-infer: error: {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        message = printable(f"{error.filename}: {error.strerror}")
+        print(f"pe-infer: error: {message}", file=sys.stderr)  # noqa: T201
         raise SystemExit(ConfigurationError.exit_code) from error
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None

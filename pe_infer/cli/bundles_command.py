@@ -4,23 +4,25 @@ import json
 from typing import Annotated, Final
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pe_infer.bundle import Bundle, shipped
 from pe_infer.bundle_check import SelfTest, self_test
+from pe_infer.cli.layout import Cell, open_console, print_facts, print_table
 from pe_infer.engines.base import EngineOptions, installed, select
-from pe_infer.errors import BundleError, Code, EngineError
-from pe_infer.manifest import Manifest, ReduceNode, ScanNode
+from pe_infer.errors import BundleError, Code, ConfigurationError, EngineError
+from pe_infer.manifest import Node, ReduceNode, ScanNode
 from pe_infer.program import Program
 
-_ALL: Final = "all"
 _MEBIBYTE: Final = 1 << 20
 _TYPICAL_SLABS: Final = 60  # a chest
 
-app = typer.Typer(help="List, show and verify bundles.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, show and verify bundles. A bundle is a program that is run: use none from a source "
+    "that you do not trust. Its sha256 proves that it is whole, not who made it.",
+    short_help="List, show and verify bundles.",
+    no_args_is_help=True,
+)
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A shipped bundle's name, or a folder.")
@@ -30,13 +32,19 @@ BundleArgument = Annotated[
 @app.command("list")
 def list_bundles() -> None:
     """List the bundles that came with pe_infer."""
-    table = _table("name", "version", "finding", "intended use")
-    for name in shipped():
-        manifest = Bundle.load(name).manifest
-        table.add_row(
-            name, manifest.version, manifest.finding.code.meaning, Text(manifest.intended_use)
-        )
-    _console().print(table if table.row_count else "no bundle came with this installation")
+    manifests = {name: Bundle.load(name).manifest for name in shipped()}
+    console = open_console()
+    if not manifests:
+        console.print("no bundle came with this installation")
+        return
+    print_table(
+        console,
+        ("name", "version", "finding", "intended use"),
+        [
+            (name, m.version, m.finding.code.meaning, m.intended_use)
+            for name, m in manifests.items()
+        ],
+    )
 
 
 @app.command("show")
@@ -50,12 +58,19 @@ def show_bundle(
     if as_json:
         typer.echo(json.dumps(loaded.manifest.model_dump(mode="json"), indent=1))
         return
-    console = _console()
-    facts = _table("", "", title=f"{loaded.manifest.name} {loaded.manifest.version}", header=False)
-    for name, value in _facts(loaded):
-        facts.add_row(name, Text(value))
-    console.print(facts)
-    console.print(_nodes(loaded.manifest))
+    program = Program(loaded.manifest)
+    console = open_console()
+    print_facts(
+        console,
+        _facts(loaded, program),
+        title=f"{loaded.manifest.name} {loaded.manifest.version}",
+    )
+    print_table(
+        console,
+        ("node", "kind", "reads", "writes", "online when arriving"),
+        _nodes(program),
+        title="program",
+    )
 
 
 @app.command("verify")
@@ -66,29 +81,36 @@ def verify_bundle(
         bool, typer.Option("--run", help="Also replay the golden input, on every engine present.")
     ] = False,
     engine: Annotated[
-        str, typer.Option("--engine", help="With --run: only this engine.", show_default=False)
-    ] = _ALL,
+        str | None, typer.Option("--engine", help="With --run: only this engine.")
+    ] = None,
 ) -> None:
     """Check every file of a bundle against its sha256, its dataflow and, with --run, its outputs.
 
-    The exit status is 0 if all is well and 5 if not.
+    The exit status is 0 if all is well, 5 if not, and 6 if an engine fails.
     """
+    if engine is not None and not run:
+        raise ConfigurationError(
+            f"--engine {engine} says where to replay the golden input: add --run, or leave it out"
+        )
     loaded = Bundle.load(bundle)
     Program(loaded.manifest)
-    console = _console()
+    console = open_console()
     console.print(
-        Text(f"{loaded.folder}: {len(loaded.files)} files intact, bundle sha256 {loaded.sha256}"),
-        soft_wrap=True,
+        Text(f"{loaded.folder}: {len(loaded.files)} files intact, bundle sha256 {loaded.sha256}")
     )
     if not run:
         return
-    names = installed() if engine == _ALL else (engine,)
+    names = installed() if engine is None else (engine,)
     if not names:
         raise EngineError(
             "no engine is installed: pip install openvino", code=Code.ENGINE_UNAVAILABLE
         )
     tests = [test for name in names for test in _self_tests(loaded, name)]
-    console.print(_outcome(tests))
+    print_table(
+        console,
+        ("engine", "precision", "largest deviation", "allowed", "outcome"),
+        [_outcome(test) for test in tests],
+    )
     if failed := [test for test in tests if not test.passed]:
         raise BundleError(
             f"{loaded.folder}: the golden outputs are missed on "
@@ -106,25 +128,8 @@ def _self_tests(bundle: Bundle, engine: str) -> list[SelfTest]:
     return [allowed, self_test(bundle, select(engine, EngineOptions(precision="float32")))]
 
 
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _table(*columns: str, title: str | None = None, header: bool = True) -> Table:
-    table = Table(
-        title=None if title is None else Text(title),
-        title_justify="left",
-        show_header=header,
-        box=box.ROUNDED,
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+def _facts(bundle: Bundle, program: Program) -> list[tuple[str, str]]:
     manifest = bundle.manifest
-    program = Program(manifest)
     finding, grid, scope = manifest.finding, manifest.grid, manifest.scope
     windows = ", ".join(f"{w.low_hu:g} to {w.high_hu:g} HU" for w in grid.windows)
     points = ", ".join(
@@ -136,6 +141,8 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         f"{program.memory_bytes(_TYPICAL_SLABS, arrival) / _MEBIBYTE:.0f} MiB arriving {arrival}"
         for arrival in ("down", "up")
     )
+    rule: list[str] = [manifest.rule.kind]
+    rule += [f"{k} {v}" for k, v in manifest.rule.model_dump(exclude={"kind"}).items()]
     return [
         ("intended use", manifest.intended_use),
         (
@@ -150,7 +157,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("slab", f"{grid.planes_per_slab} planes {grid.pitch_um / 1000:g} mm apart"),
         ("slab every", f"{grid.pitch_um * grid.slab_step / 1000:g} mm"),
         ("windows", windows),
-        ("rule", " ".join(f"{k}={v}" for k, v in manifest.rule.model_dump().items())),
+        ("rule", ", ".join(rule)),
         ("operating points", points),
         ("memory", f"for {_TYPICAL_SLABS} slabs, besides the engine: {memory}"),
         ("golden data", manifest.golden.file if manifest.golden else "none"),
@@ -159,37 +166,35 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     ]
 
 
-def _nodes(manifest: Manifest) -> Table:
-    program = Program(manifest)
-    online = {arrival: program.plan(arrival).online for arrival in ("down", "up")}
-    table = _table("node", "kind", "reads", "writes", "online when arriving")
-    for node in program.nodes:
-        kind = f"scan {node.direction}" if isinstance(node, ScanNode) else str(node.kind)
-        if isinstance(node, ReduceNode):
-            kind = f"reduce {node.reducer}"
-        arrivals = [arrival for arrival, nodes in online.items() if node in nodes]
-        table.add_row(
+def _nodes(program: Program) -> list[tuple[str, ...]]:
+    online = {arrival: program.plan(arrival).online.nodes for arrival in ("down", "up")}
+    return [
+        (
             node.name,
-            kind,
+            _kind(node),
             ", ".join(node.inputs.values()),
             ", ".join(node.outputs.values()),
-            " or ".join(arrivals) or "never",
+            " or ".join(arrival for arrival, nodes in online.items() if node in nodes) or "never",
         )
-    return table
+        for node in program.nodes
+    ]
 
 
-def _outcome(tests: list[SelfTest]) -> Table:
-    table = _table("engine", "precision", "largest deviation", "allowed", "outcome")
-    for test in tests:
-        worst = max(test.deviations, key=lambda name: test.deviations[name])
-        table.add_row(
-            f"{test.engine.name} {test.engine.version}",
-            _precisions(test),
-            f"{test.deviations[worst]:.2g} ({worst})",
-            f"{test.tolerance:.2g}",
-            Text("passed", "green") if test.passed else Text("FAILED", "red"),
-        )
-    return table
+def _kind(node: Node) -> str:
+    if isinstance(node, ScanNode):
+        return f"scan {node.direction}"
+    return f"reduce {node.reducer}" if isinstance(node, ReduceNode) else "map"
+
+
+def _outcome(test: SelfTest) -> tuple[Cell, ...]:
+    worst = max(test.deviations, key=lambda name: test.deviations[name])
+    return (
+        f"{test.engine.name} {test.engine.version}",
+        _precisions(test),
+        f"{test.deviations[worst]:.2g} ({worst})",
+        f"{test.tolerance:.2g}",
+        Text("passed", "green") if test.passed else Text("FAILED", "red"),
+    )
 
 
 def _precisions(test: SelfTest) -> str:

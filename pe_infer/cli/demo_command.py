@@ -2,22 +2,23 @@
 
 import time
 from dataclasses import replace
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from pe_infer.cli.layout import open_console, print_table
 from pe_infer.cli.options import BundleOption, EngineOption
-from pe_infer.cli.verdict import print_result, slice_meter
+from pe_infer.cli.pacing import paced
+from pe_infer.cli.verdict import NOT_PROCESSED, print_result, slice_meter
 from pe_infer.detector import Detector
 from pe_infer.engines.base import AUTO
-from pe_infer.phantom import DEFAULT, PhantomStudy, generate
-from pe_infer.phantom.truth import distance_mm, embolus_voxels_mm
 from pe_infer.result import StudyResult
+
+if TYPE_CHECKING:  # the phantom brings SciPy, which the other commands need not wait for
+    from pe_infer.phantom import PhantomStudy
 
 SLICE_SPACING_MM: Final = 1.0
 NEAR_MM: Final = 10.0
@@ -39,42 +40,42 @@ def demo_command(
 ) -> None:
     """Stream a phantom study at scanner pace; print the verdict beside the truth, and the latency.
 
-    The exit status is 0 whether the verdict is right or wrong: it is printed.
+    The exit status is 0 whether the verdict is right or wrong, 10 if the study was not processed.
     """
-    console = Console(highlight=False)
+    from pe_infer.phantom import DEFAULT, generate  # noqa: PLC0415  imports SciPy
+
+    console = open_console()
     if positive is None:
         positive = bool(np.random.default_rng(seed).integers(2))
-    config = replace(DEFAULT, slice_spacing_mm=(SLICE_SPACING_MM, SLICE_SPACING_MM))
-    with console.status("making a synthetic patient ..."):
-        study = generate(seed, positive=positive, config=config)
-    console.print(
-        f"synthetic patient {seed}: {len(study.slices)} slices {SLICE_SPACING_MM:g} mm apart, "
-        f"{len(study.emboli)} emboli",
-        soft_wrap=True,
-    )
     with console.status("loading the bundle and compiling it for this processor ..."):
         detector = Detector(bundle, engine=engine)
     with detector:
+        config = replace(DEFAULT, slice_spacing_mm=(SLICE_SPACING_MM, SLICE_SPACING_MM))
+        with console.status("making a synthetic patient ..."):
+            study = generate(seed, positive=positive, config=config)
+        console.print(
+            f"synthetic patient {seed}: {len(study.slices)} slices {SLICE_SPACING_MM:g} mm apart, "
+            f"{len(study.emboli)} emboli"
+        )
         pushes_ms, result = _stream(detector, study, rate, console)
     print_result(result, console)
     _print_truth(study, result, console)
     console.print(
         f"push: median {np.median(pushes_ms):.1f} ms, longest {max(pushes_ms):.1f} ms per slice; "
-        f"last slice to result: {1000 * result.timings.last_slice_to_result_s:.0f} ms",
-        soft_wrap=True,
+        f"last slice to result: {1000 * result.timings.last_slice_to_result_s:.0f} ms"
     )
+    if result.status == "not_processed":
+        raise typer.Exit(NOT_PROCESSED)
 
 
 def _stream(
-    detector: Detector, study: PhantomStudy, slices_per_s: float, console: Console
+    detector: Detector, study: "PhantomStudy", slices_per_s: float, console: Console
 ) -> tuple[list[float], StudyResult]:
+    """Push a study head to feet; how long each push took, and the result."""
     pushes_ms = []
     slices = study.slices[::-1]
     with detector.open() as stream, slice_meter(console, "scanning") as meter:
-        due = time.perf_counter()
-        for done, image in enumerate(slices, start=1):
-            time.sleep(max(0.0, due - time.perf_counter()))
-            due += 1.0 / slices_per_s
+        for done, image in enumerate(paced(slices, slices_per_s), start=1):
             started = time.perf_counter()
             updates = stream.push(image)
             pushes_ms.append(1000 * (time.perf_counter() - started))
@@ -84,35 +85,51 @@ def _stream(
         return pushes_ms, stream.finish()
 
 
-def _print_truth(study: PhantomStudy, result: StudyResult, console: Console) -> None:
-    right = result.positive == study.positive
-    truth = "emboli" if study.positive else "no emboli"
-    line = Text(f"truth: {truth}; the verdict is ")
-    line.append("right" if right else "WRONG", style="bold green" if right else "bold red")
+def _print_truth(study: "PhantomStudy", result: StudyResult, console: Console) -> None:
+    from pe_infer.phantom.truth import distance_mm, embolus_voxels_mm  # noqa: PLC0415  SciPy again
+
+    line = Text(f"truth: {'emboli' if study.positive else 'no emboli'}; ")
+    if result.positive is None:
+        line.append("there is no verdict", style="bold yellow")
+    elif result.positive == study.positive:
+        line.append("the verdict is ").append("right", style="bold green")
+    else:
+        line.append("the verdict is ").append("WRONG", style="bold red")
     console.print(line)
     if not study.positive:
         return
     voxels = embolus_voxels_mm(study)
-    slabs = sorted(result.evidence, key=lambda slab: -(slab.probability or 0.0))
-    slabs = [slab for slab in slabs if slab.attention is not None]
-    table = Table(title="where the network looked", title_justify="left", box=box.SIMPLE)
-    for column in ("slab", "probability", "attention peak to nearest embolus"):
-        table.add_column(column)
-    for slab in slabs[:_SHOWN]:
-        if slab.attention is None:
-            continue
-        away = distance_mm(voxels, slab.attention.peak_mm)
-        style = "green" if away <= NEAR_MM else "yellow"
-        table.add_row(
-            f"{slab.position_mm:.1f} mm",
-            "-" if slab.probability is None else f"{slab.probability:.3f}",
-            Text(f"{away:.1f} mm", style),
+    looked = [
+        (slab.probability, slab.position_mm, distance_mm(voxels, slab.attention.peak_mm))
+        for slab in result.evidence
+        if slab.attention is not None and slab.probability is not None
+    ]
+    looked.sort(reverse=True)
+    if looked:
+        print_table(
+            console,
+            ("slab", "probability", "attention peak to nearest embolus"),
+            [
+                (
+                    f"{position_mm:.1f} mm",
+                    f"{probability:.3f}",
+                    Text(f"{away_mm:.1f} mm", "green" if away_mm <= NEAR_MM else "yellow"),
+                )
+                for probability, position_mm, away_mm in looked[:_SHOWN]
+            ],
+            title="where the network looked",
         )
-    console.print(table)
-    emboli = Table(title="emboli, largest first", title_justify="left", box=box.SIMPLE)
-    for column in ("place", "kind", "volume", "centre (L, P, H)"):
-        emboli.add_column(column)
-    for embolus in study.emboli[:_SHOWN]:
-        centre = "({:.0f}, {:.0f}, {:.0f}) mm".format(*embolus.centre_mm)
-        emboli.add_row(embolus.place, embolus.kind, f"{embolus.volume_mm3:.0f} mm3", centre)
-    console.print(emboli)
+    print_table(
+        console,
+        ("place", "kind", "volume", "centre (L, P, H)"),
+        [
+            (
+                embolus.place,
+                embolus.kind,
+                f"{embolus.volume_mm3:.0f} mm3",
+                "({:.0f}, {:.0f}, {:.0f}) mm".format(*embolus.centre_mm),
+            )
+            for embolus in study.emboli[:_SHOWN]
+        ],
+        title="emboli, largest first",
+    )

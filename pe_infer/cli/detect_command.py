@@ -1,12 +1,11 @@
 """``pe-infer detect``: judge one study."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from pe_infer.cli.layout import open_console
 from pe_infer.cli.options import (
     BundleOption,
     EngineOption,
@@ -14,17 +13,22 @@ from pe_infer.cli.options import (
     PrecisionOption,
     ThreadsOption,
 )
+from pe_infer.cli.pacing import paced
 from pe_infer.cli.verdict import NOT_PROCESSED, Meter, print_result, slice_meter
 from pe_infer.detector import Detector
 from pe_infer.dicom import open_series
 from pe_infer.engines.base import AUTO
+from pe_infer.errors import ConfigurationError
 from pe_infer.result import StudyResult
 
 STDOUT = "-"
 
 
 def detect_command(
-    paths: Annotated[list[Path], typer.Argument(help="The study's folder, or its DICOM files.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="The study's folder, or its DICOM files."),
+    ],
     *,
     bundle: BundleOption = "pe",
     series: Annotated[
@@ -51,7 +55,9 @@ def detect_command(
 
     The exit status is 0 for a verdict of either kind, 10 if it was not processed.
     """
-    messages = Console(highlight=False, stderr=json == STDOUT)
+    messages = open_console(stderr=json == STDOUT)
+    if json not in {None, STDOUT}:
+        _check_target(Path(json))
     with Detector(
         bundle,
         engine=engine,
@@ -70,9 +76,11 @@ def detect_command(
         if json == STDOUT:
             typer.echo(result.to_json(indent=1))
         else:
-            if json is not None:
-                Path(json).write_text(result.to_json(indent=1) + "\n", encoding="utf-8")
-            print_result(result, messages)
+            try:
+                if json is not None:
+                    _write(result, Path(json))
+            finally:
+                print_result(result, messages)
     if result.status == "not_processed":
         raise typer.Exit(NOT_PROCESSED)
 
@@ -88,13 +96,29 @@ def _stream(
     wants_contrast = detector.bundle.manifest.scope.contrast != "forbidden"
     found = open_series(source, series, prefer_contrast=wants_contrast)
     with detector.open() as stream:
-        due = time.perf_counter()
         flags = found.flags
-        for done, image in enumerate(found.slices(descending=True), start=1):
-            time.sleep(max(0.0, due - time.perf_counter()))
-            due += 1.0 / slices_per_s
+        images = paced(found.slices(descending=True), slices_per_s)
+        for done, image in enumerate(images, start=1):
             for update in stream.push_slices([image], flags):
                 meter.update(update)
             flags = []
             meter.advance(done, len(found))
         return stream.finish()
+
+
+def _check_target(path: Path) -> None:
+    """Refuse where no file can be written, before a study is read for it."""
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigurationError(
+            f"--json {path}: {problem}. Name a file in a folder that is there."
+        )
+
+
+def _write(result: StudyResult, path: Path) -> None:
+    try:
+        path.write_text(result.to_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"--json {path}: the result cannot be written there: {error.strerror}"
+        ) from error

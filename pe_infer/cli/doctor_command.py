@@ -1,5 +1,6 @@
 """``pe-infer doctor``: what this machine has, and what to install for more."""
 
+import json
 import os
 import platform
 import re
@@ -10,12 +11,10 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pe_infer.bundle import shipped
+from pe_infer.cli.layout import open_console, print_facts
 from pe_infer.detector import default_cache_dir
 from pe_infer.engines.base import AUTO, RUNTIMES, cpu_name, installed, select
 from pe_infer.errors import EngineError, PeInferError
@@ -37,22 +36,17 @@ _CPUINFO: Final = Path("/proc/cpuinfo")
 
 def doctor_command(
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """Report processor, engines, GPU and versions. The exit status is 6 if no engine works."""
     facts, hints, works = _examine()
-    console = Console(highlight=False)
-    if json:
-        console.print_json(data={"facts": dict(facts), "hints": hints})
+    if as_json:
+        typer.echo(json.dumps({"facts": dict(facts), "hints": hints}, indent=1))
     else:
-        table = Table(show_header=False, box=box.SIMPLE)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in facts:
-            table.add_row(name, Text(value))
-        console.print(table)
+        console = open_console()
+        print_facts(console, facts)
         for hint in hints:
-            console.print(Text(f"hint: {hint}", style="yellow"), soft_wrap=True)
+            console.print(Text(f"hint: {hint}", style="yellow"))
     if not works:
         raise typer.Exit(EngineError.exit_code)
 
@@ -65,13 +59,16 @@ def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
         ("memory", _memory()),
         ("python", platform.python_version()),
     ]
-    hints, works = [], False
+    hints, working = [], []
     for name in RUNTIMES:
         state, usable = _engine_state(name)
         facts.append((f"engine {name}", state))
-        works = works or usable
-    if works:
-        facts.append(("engine auto", select(AUTO).name))
+        if usable:
+            working.append(name)
+    if working:
+        facts.append(("engine auto", chosen := _auto()))
+        if chosen not in working:
+            hints.append(f"name an engine that works (--engine {working[0]}), or mend the other")
     else:
         hints.append("no engine works: pip install openvino")
     gpu = _gpu()
@@ -83,7 +80,7 @@ def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
             "12-bit lossy JPEG (1.2.840.10008.1.2.4.51) needs pip install 'pe-infer[gpl-codecs]' "
             "(GPL)"
         )
-    return facts, hints, works
+    return facts, hints, bool(working)
 
 
 def _engine_state(name: str) -> tuple[str, bool]:
@@ -96,6 +93,14 @@ def _engine_state(name: str) -> tuple[str, bool]:
     return f"{runtime.version} on {runtime.device}", True
 
 
+def _auto() -> str:
+    """What ``auto`` stands for here; it is chosen by what is installed, not by what works."""
+    try:
+        return select(AUTO).name
+    except PeInferError as error:
+        return f"fails: {error}"
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -106,7 +111,8 @@ def _version(package: str) -> str | None:
 def _cpu_features() -> list[str]:
     if not _CPUINFO.exists():
         return []
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
+    text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     present = set(found.group(1).split()) if found else set()
     return [feature for feature in _FEATURES if feature in present]
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pe_infer.cli.layout import printable
 from pe_infer.dicom import InspectReport, SeriesReport, inspect
 from pe_infer.errors import InputError
 
@@ -57,15 +58,17 @@ def print_report(report: InspectReport, console: Console) -> None:
 
 
 def _print_line(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)
+    console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", show_header=False, box=box.ROUNDED)
+    table = Table(
+        title=Text(printable(title)), title_justify="left", show_header=False, box=box.ROUNDED
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value, style in rows:
-        table.add_row(name, Text(value, style=style))
+        table.add_row(name, Text(printable(value), style=style))
     return table
 
 
@@ -85,13 +88,15 @@ def _rows(report: SeriesReport) -> list[tuple[str, str, str]]:
 def _facts(report: SeriesReport) -> list[tuple[str, str]]:
     summary = report.summary
     image_type = "\\".join(summary.image_type)
+    sizes = report.sizes or [(summary.rows or "?", summary.cols or "?")]
+    size = " / ".join(f"{rows} x {cols}" for rows, cols in sizes)
     rows = [
         ("series", summary.series_instance_uid),
         ("kind", f"{summary.modality or '?'}, {summary.sop_class}, {image_type}"),
         ("encoding", ", ".join(summary.transfer_syntaxes)),
         (
             "images",
-            f"{summary.slices} in {summary.instances} instances, {summary.rows} x {summary.cols}",
+            f"{summary.slices} in {summary.instances} instances, {size}",
         ),
     ]
     if report.geometry is None:
@@ -121,6 +126,7 @@ def _facts(report: SeriesReport) -> list[tuple[str, str]]:
             or "none",
         ),
         ("shared positions", str(len(geometry.shared_positions_um))),
+        ("frames of reference", str(report.frames_of_reference)),
         ("gantry tilt", f"{geometry.tilt_deg:.1f} degrees"),
         (
             "rescale",
@@ -139,6 +145,8 @@ def _facts(report: SeriesReport) -> list[tuple[str, str]]:
         if pixels.low_hu is not None and pixels.high_hu is not None:
             values = f"{pixels.low_hu:.0f} to {pixels.high_hu:.0f} HU"
             rows.append(("values", f"{values}, {pixels.padded_fraction:.1%} padding"))
+        if pixels.padding_ignored:
+            rows.append(("padding not believed", f"in {pixels.padding_ignored} images"))
     return rows
 
 

@@ -3,18 +3,22 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 
+from pe_infer.cli.layout import open_console
 from pe_infer.dicom import write_series
-from pe_infer.phantom import DEFAULT, PhantomStudy, generate, generate_pair
+
+if TYPE_CHECKING:  # the phantom brings SciPy, which the other commands need not wait for
+    from pe_infer.phantom import PhantomStudy
 
 
 def phantom_command(
-    out: Annotated[Path, typer.Argument(help="Folder to write to; one folder per study.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to write to; one folder per study.")
+    ],
     *,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same patient.", min=0)] = 7,
     positive: Annotated[
@@ -26,8 +30,10 @@ def phantom_command(
     ] = 1.0,
 ) -> None:
     """Write a synthetic contrast chest CT: DICOM files, truth.json, the embolus mask (mask.npz)."""
+    from pe_infer.phantom import DEFAULT, generate, generate_pair  # noqa: PLC0415  imports SciPy
+
     config = replace(DEFAULT, slice_spacing_mm=(slice_spacing_mm, slice_spacing_mm))
-    console = Console(highlight=False)
+    console = open_console()
     studies: tuple[PhantomStudy, ...]
     with console.status("making the patient ..."):
         if positive is None:
@@ -39,10 +45,10 @@ def phantom_command(
         with console.status(f"writing {folder} ..."):
             files = write_series(study.slices, folder / "dicom")
             write_truth(study, folder)
-        console.print(f"{folder}: {len(files)} slices, {len(study.emboli)} emboli", soft_wrap=True)
+        console.print(f"{folder}: {len(files)} slices, {len(study.emboli)} emboli")
 
 
-def write_truth(study: PhantomStudy, folder: Path) -> None:
+def write_truth(study: "PhantomStudy", folder: Path) -> None:
     """Write ``truth.json`` and ``mask.npz`` (``embolus``: (n, rows, cols) bool) of a study."""
     truth = {
         "seed": study.seed,

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
+from pe_infer.cli.layout import print_facts, print_table
 from pe_infer.result import StudyResult, Update
 
 NOT_PROCESSED: Final = 10  # exit code
@@ -46,7 +45,7 @@ class _Lines:
     def advance(self, done: int, total: int) -> None:
         if done == total or done % _PLAIN_EVERY == 0:
             line = f"{self._action}: {done}/{total} slices  {self._state}"
-            self._console.print(line.rstrip(), soft_wrap=True)
+            self._console.print(line.rstrip())
 
     def update(self, update: Update) -> None:
         self._state = describe_update(update)
@@ -93,7 +92,7 @@ def print_result(result: StudyResult, console: Console) -> None:
             f"{result.operating_point.threshold:.3f} "
             f"({result.operating_point.name})"
         )
-        console.print(line, soft_wrap=True)
+        console.print(line)
     coverage, timings, made = result.coverage, result.timings, result.provenance
     after_ms = 1000 * timings.last_slice_to_result_s
     facts = [
@@ -104,14 +103,9 @@ def print_result(result: StudyResult, console: Console) -> None:
         ("engine", f"{made.engine}, {', '.join(sorted(set(made.precision.values())))}"),
         *((f"flag {q.flag}", q.message) for q in result.quality),
     ]
-    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, Text(value))
-    console.print(table)
+    print_facts(console, facts)
     _print_slabs(result, console)
-    console.print(Text(result.intended_use, style="italic"), soft_wrap=True)
+    console.print(Text(result.intended_use, style="italic"))
 
 
 def _print_slabs(result: StudyResult, console: Console) -> None:
@@ -119,17 +113,20 @@ def _print_slabs(result: StudyResult, console: Console) -> None:
     if not known:
         return
     known.sort(key=lambda slab: -(slab.probability or 0.0))
-    table = Table(title="slabs with the highest probability", title_justify="left", box=box.SIMPLE)
-    for column in ("position", "probability", "attention peak (L, P, H)", "SOPInstanceUID"):
-        table.add_column(column, overflow="fold")
-    for slab in known[:_SHOWN_SLABS]:
-        peak = "-"
-        if slab.attention is not None:
-            peak = "({:.0f}, {:.0f}, {:.0f}) mm".format(*slab.attention.peak_mm)
-        table.add_row(
-            f"{slab.position_mm:.1f} mm",
-            f"{slab.probability:.3f}",
-            peak,
-            slab.sop_instance_uid or "-",
-        )
-    console.print(table)
+    print_table(
+        console,
+        ("position", "probability", "peak (L, P, H)", "SOPInstanceUID"),
+        [
+            (
+                f"{slab.position_mm:.1f} mm",
+                f"{slab.probability:.3f}",
+                "-"
+                if slab.attention is None
+                else "{:.0f}, {:.0f}, {:.0f} mm".format(*slab.attention.peak_mm),
+                slab.sop_instance_uid
+                + (f" frame {slab.frame_number}" if slab.frame_number is not None else ""),
+            )
+            for slab in known[:_SHOWN_SLABS]
+        ],
+        title="slabs with the highest probability, and where the network looked",
+    )

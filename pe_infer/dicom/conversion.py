@@ -78,14 +78,16 @@ def slice_of(dataset: Dataset, header: ImageHeader) -> Slice:
         index=header.frame_index,
         padding=header.padding,
     )
+    padding = believable_padding(
+        pixels, header.padding, header.rescale_slope, header.rescale_intercept
+    )
     return Slice(
         pixels=pixels,
         geometry=header.geometry,
         rescale_slope=header.rescale_slope,
         rescale_intercept=header.rescale_intercept,
-        padding=believable_padding(
-            pixels, header.padding, header.rescale_slope, header.rescale_intercept
-        ),
+        padding=padding,
+        padding_ignored=padding != header.padding,
         series=header.series,
         sop_instance_uid=header.sop_instance_uid,
         frame_number=header.frame_number,

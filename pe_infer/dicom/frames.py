@@ -11,6 +11,7 @@ from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageSt
 from pe_infer.dicom.attributes import Attributes
 from pe_infer.dicom.layout import PixelLayout
 from pe_infer.errors import Code, DicomError
+from pe_infer.geometry import MAX_RESCALE, MIN_SLOPE
 
 MULTI_FRAME_CLASSES = frozenset({EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
 HU_TYPES = frozenset({"HU", "HU_MOD"})
@@ -49,7 +50,11 @@ class FrameAttributes:
         return None
 
     def required(self, sequence: str, remedy: str = SEND_POSITIONED) -> Attributes:
-        """Return a functional group that must exist."""
+        """Return a functional group that must exist.
+
+        Raises:
+            DicomError: ``MISSING_ATTRIBUTE``.
+        """
         group = self.group(sequence)
         if group is None:
             raise DicomError(
@@ -58,13 +63,17 @@ class FrameAttributes:
         return group
 
     def rescale(self) -> tuple[float, float]:
-        """Return slope and intercept of the map from stored values to HU."""
+        """Return slope and intercept of the map from stored values to HU (PS3.3 C.11.1).
+
+        Raises:
+            DicomError: One is missing or makes no sense, or the result is not HU.
+        """
         group = self.required("PixelValueTransformationSequence", SEND_AXIAL)
         remedy = f"Nothing is assumed for it: {SEND_AXIAL[0].lower()}{SEND_AXIAL[1:]}"
-        slope = group.required_numbers("RescaleSlope", 1, remedy)[0]
-        intercept = group.required_numbers("RescaleIntercept", 1, remedy)[0]
-        if slope == 0.0:
-            raise group.invalid("RescaleSlope", slope, "a number other than 0")
+        slope = group.required_numbers("RescaleSlope", 1, remedy, most=MAX_RESCALE)[0]
+        intercept = group.required_numbers("RescaleIntercept", 1, remedy, most=MAX_RESCALE)[0]
+        if abs(slope) < MIN_SLOPE:
+            raise group.invalid("RescaleSlope", slope, f"{MIN_SLOPE:g} or more, whatever its sign")
         kind = group.text("RescaleType")
         if kind is not None and kind.upper() not in HU_TYPES:
             raise DicomError(

@@ -21,9 +21,17 @@ from pe_infer.dicom.frames import (
     image_type_of,
 )
 from pe_infer.dicom.layout import PixelLayout, pixel_layout
-from pe_infer.dicom.reading import Quiet, transfer_syntax_of
+from pe_infer.dicom.reading import Quiet, transfer_syntax_of, uid_of
 from pe_infer.errors import Code, DicomError, GeometryError
-from pe_infer.geometry import SeriesInfo, SliceGeometry, Vector
+from pe_infer.geometry import (
+    INT16_MIN,
+    MAX_COMPONENT,
+    MAX_MM,
+    UINT16_MAX,
+    SeriesInfo,
+    SliceGeometry,
+    Vector,
+)
 
 CT_CLASSES = frozenset({CTImageStorage}) | MULTI_FRAME_CLASSES
 
@@ -50,6 +58,11 @@ NOT_SLICES: Mapping[str, str] = {
     "MULTIPLICATION": "a product of images",
     "DEVIATION": "a map of deviations",
     "QUANTITY": "a map of a computed quantity",
+    # Value 4 of multi-energy images (PS3.3 C.8.2.1.1.1): MAT_SPECIFIC, MAT_REMOVED and the like,
+    # EFF_ATOMIC_NUM, ELECTRON_DENSITY. Those with a material removed show no contrast agent.
+    "MAT": "a map of materials",
+    "ATOMIC": "a map of atomic numbers",
+    "ELECTRON": "a map of electron densities",
 }
 
 
@@ -105,7 +118,7 @@ def check_ct_slice(dataset: Dataset, name: str) -> None:
             CT.
     """
     a = Attributes(dataset, name)
-    sop_class = UID(a.required_text("SOPClassUID"))
+    sop_class = uid_of(a.required_text("SOPClassUID"))
     modality = a.text("Modality")
     image_type = image_type_of(a)
     if sop_class not in CT_CLASSES:
@@ -158,6 +171,7 @@ def image_headers(dataset: Dataset, name: str) -> list[ImageHeader]:
     transfer_syntax = transfer_syntax_of(dataset, name)
     lossy = is_lossy(transfer_syntax, a.text("LossyImageCompression"))
     uid = a.required_text("SOPInstanceUID")
+    padding = declared_padding(a, layout)
     headers = []
     for index, (frame, groups) in enumerate(frames_of(a, sop_class, layout)):
         where = name if frame is None else f"{name} frame {frame}"
@@ -170,7 +184,7 @@ def image_headers(dataset: Dataset, name: str) -> list[ImageHeader]:
                 geometry=_geometry(groups, layout),
                 rescale_slope=slope,
                 rescale_intercept=intercept,
-                padding=declared_padding(a, layout),
+                padding=padding,
                 layout=layout,
                 transfer_syntax=transfer_syntax,
                 lossy=lossy,
@@ -204,22 +218,32 @@ def declared_padding(a: Attributes, layout: PixelLayout) -> tuple[int, int] | No
 
     The two may come in either order. Writers often store a negative value as an unsigned one (63536
     for -2000): the bits are read with the sign of the pixels.
+
+    Raises:
+        DicomError: ``INVALID_ATTRIBUTE`` if a value does not fit into 16 bits.
     """
-    value = a.whole("PixelPaddingValue")
-    if value is None:
+    ends = []
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        value = a.whole(keyword)
+        if value is not None and not INT16_MIN <= value <= UINT16_MAX:
+            raise a.invalid(keyword, value, "a value of 16 bits")
+        ends.append(value if value is None else layout.as_stored(value))
+    padding, limit = ends
+    if padding is None:
         return None
-    limit = a.whole("PixelPaddingRangeLimit")
-    ends = [layout.as_stored(end) for end in (value, value if limit is None else limit)]
-    return (min(ends), max(ends))
+    limit = padding if limit is None else limit
+    return (min(padding, limit), max(padding, limit))
 
 
 def _geometry(groups: FrameAttributes, layout: PixelLayout) -> SliceGeometry:
     position = groups.required("PlanePositionSequence")
-    corner = position.required_numbers("ImagePositionPatient", 3, SEND_POSITIONED)
+    corner = position.required_numbers("ImagePositionPatient", 3, SEND_POSITIONED, most=MAX_MM)
     orientation = groups.required("PlaneOrientationSequence")
-    axes = orientation.required_numbers("ImageOrientationPatient", 6, SEND_POSITIONED)
+    axes = orientation.required_numbers(
+        "ImageOrientationPatient", 6, SEND_POSITIONED, most=MAX_COMPONENT
+    )
     measures = groups.required("PixelMeasuresSequence")
-    spacing = measures.required_numbers("PixelSpacing", 2, SEND_POSITIONED)
+    spacing = measures.required_numbers("PixelSpacing", 2, SEND_POSITIONED, most=MAX_MM)
     try:
         thickness = measures.number("SliceThickness")
     except DicomError:
@@ -236,7 +260,8 @@ def _geometry(groups: FrameAttributes, layout: PixelLayout) -> SliceGeometry:
             thickness_mm=thickness if thickness is not None and thickness > 0 else None,
         )
     except GeometryError as exc:
-        raise GeometryError(f"{position.name}: {exc}", code=exc.code) from exc
+        remedy = "" if exc.code is Code.NON_AXIAL else f". {SEND_POSITIONED}"
+        raise GeometryError(f"{position.name}: {exc}{remedy}", code=exc.code) from exc
 
 
 def _series_info(a: Attributes, groups: FrameAttributes) -> SeriesInfo:

@@ -8,7 +8,7 @@ from typing import Any
 from pe_infer.dicom.conversion import flags_of
 from pe_infer.dicom.opening import Group, Series, groups_of
 from pe_infer.dicom.scanning import Source, scan
-from pe_infer.dicom.selection import Refusal, SeriesSummary, ordered, unknown_series
+from pe_infer.dicom.selection import Refusal, SeriesSummary, is_named, ordered, unknown_series
 from pe_infer.errors import InputError
 from pe_infer.geometry import Vector
 from pe_infer.result import QualityFlag
@@ -26,12 +26,15 @@ class PixelReport:
         low_hu: Lowest value outside of padding.
         high_hu: Highest value outside of padding.
         padded_fraction: Share of pixels that are padding.
+        padding_ignored: Images whose declared padding is taken for tissue (see
+            ``pixels.believable_padding``).
     """
 
     sha256: str | None
     low_hu: float | None
     high_hu: float | None
     padded_fraction: float
+    padding_ignored: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,9 @@ class SeriesReport:
     Attributes:
         summary: What the headers say; ``summary.refusal`` tells why it is no axial CT series.
         geometry: How its slices lie together; ``None`` without a readable slice.
+        sizes: Different pairs of rows and columns, ascending; of one stack there is one.
+        frames_of_reference: How many different frames of reference, one that is not stated
+            included: positions compare within one only.
         row_spacing_mm: Distance of rows, different values ascending.
         col_spacing_mm: Distance of columns, different values ascending.
         thicknesses_mm: SliceThickness, different values ascending.
@@ -55,6 +61,8 @@ class SeriesReport:
 
     summary: SeriesSummary
     geometry: SeriesGeometry | None
+    sizes: tuple[tuple[int, int], ...]
+    frames_of_reference: int
     row_spacing_mm: tuple[float, ...]
     col_spacing_mm: tuple[float, ...]
     thicknesses_mm: tuple[float, ...]
@@ -124,12 +132,7 @@ def inspect(
     groups = groups_of(found)
     if series is not None:
         every = [group.summary for group in groups]
-        names = {str(series).strip()}
-        groups = [
-            group
-            for group in groups
-            if names & {group.summary.series_instance_uid, str(group.summary.series_number)}
-        ]
+        groups = [group for group in groups if is_named(group.summary, series)]
         if not groups:
             raise unknown_series(series, every)
     by_identity = {id(group.summary): group for group in groups}
@@ -160,6 +163,8 @@ def _report(group: Group, *, decode: bool) -> SeriesReport:
     return SeriesReport(
         summary=group.summary,
         geometry=geometry,
+        sizes=tuple(sorted({(place.rows, place.cols) for place in places})),
+        frames_of_reference=len({h.series.frame_of_reference_uid for h in headers}),
         row_spacing_mm=tuple(sorted({place.row_spacing_mm for place in places})),
         col_spacing_mm=tuple(sorted({place.col_spacing_mm for place in places})),
         thicknesses_mm=tuple(
@@ -181,7 +186,7 @@ def _decode(group: Group) -> tuple[PixelReport, list[Refusal]]:
     refusals: list[Refusal] = []
     lows: list[float] = []
     highs: list[float] = []
-    padded = total = 0
+    padded = total = ignored = 0
     for reference in opened.references:
         try:
             (image,) = opened.read(reference)
@@ -190,6 +195,7 @@ def _decode(group: Group) -> tuple[PixelReport, list[Refusal]]:
             continue
         digest.update(image.pixels.astype("<i4").tobytes())
         total += image.pixels.size
+        ignored += image.padding_ignored
         tissue = image.pixels
         if image.padding is not None:
             low, high = image.padding
@@ -209,6 +215,7 @@ def _decode(group: Group) -> tuple[PixelReport, list[Refusal]]:
             low_hu=min(lows, default=None),
             high_hu=max(highs, default=None),
             padded_fraction=padded / total if total else 0.0,
+            padding_ignored=ignored,
         ),
         refusals,
     )
@@ -223,6 +230,8 @@ def _series_dict(report: SeriesReport) -> dict[str, Any]:
     return {
         **summary,
         "usable": report.usable,
+        "sizes": [{"rows": rows, "cols": cols} for rows, cols in report.sizes],
+        "frames_of_reference": report.frames_of_reference,
         "row_spacing_mm": list(report.row_spacing_mm),
         "col_spacing_mm": list(report.col_spacing_mm),
         "thicknesses_mm": list(report.thicknesses_mm),

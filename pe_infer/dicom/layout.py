@@ -6,6 +6,7 @@ from pe_infer.dicom.attributes import Attributes
 from pe_infer.errors import Code, DicomError
 
 MAX_SIDE = 8192  # rows or columns beyond this are a damaged header, not a CT image
+MAX_PIXELS = 1 << 31  # of all frames: 2048 of 1024 x 1024. Compressed, a few kB can claim more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class PixelLayout:
         return (1 << (self.bits_stored - 1 if self.signed else self.bits_stored)) - 1
 
     def as_stored(self, value: int) -> int:
-        """Read the bits of an attribute such as PixelPaddingValue with the sign of the pixels.
+        """Read the 16 bits of an attribute such as PixelPaddingValue with the sign of the pixels.
 
         A value that does not fit into ``bits_stored`` is kept: some writers pad with a value
         outside of it.
@@ -92,6 +93,10 @@ def pixel_layout(a: Attributes) -> PixelLayout:
     frames = 1 if frames is None else frames
     if frames < 1:
         raise a.invalid("NumberOfFrames", frames, "1 or more")
+    if rows * cols * frames > MAX_PIXELS:
+        raise a.invalid(
+            "NumberOfFrames", frames, f"at most {MAX_PIXELS // (rows * cols)} of {rows} x {cols}"
+        )
     return PixelLayout(
         rows=rows,
         cols=cols,

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
 from pe_infer.dicom.attributes import Attributes
 from pe_infer.dicom.conversion import flags_of, slice_of
 from pe_infer.dicom.frames import image_type_of
 from pe_infer.dicom.headers import ImageHeader, check_ct_slice, image_headers
-from pe_infer.dicom.reading import Quiet, read_image, stated_transfer_syntax
+from pe_infer.dicom.reading import Quiet, read_image, stated_transfer_syntax, uid_of
 from pe_infer.dicom.scanning import Instance, Scan, Source, scan
 from pe_infer.dicom.selection import Refusal, SeriesSummary, choose, ordered
 from pe_infer.errors import Code, DicomError, InputError, SeriesError
@@ -20,6 +19,7 @@ from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
 from pe_infer.result import Flag, QualityFlag
 from pe_infer.series import analyse
 
+_OTHER_KINDS = frozenset({Code.NOT_CT, Code.NOT_AXIAL_IMAGE})
 _SKIP_REASONS = {
     "hidden": "hidden",
     "not_dicom": "not DICOM",
@@ -193,7 +193,8 @@ def open_series(
 
     Raises:
         ConfigurationError: The source is empty or does not exist.
-        SeriesError: ``NO_CT_SERIES``, ``AMBIGUOUS_SERIES``.
+        SeriesError: ``NO_CT_SERIES``, ``AMBIGUOUS_SERIES``; ``CONFLICTING_DUPLICATE`` if images in
+            different places have one SOPInstanceUID.
         DicomError: An instance of the series lacks an attribute or is damaged. No instance is left
             out silently.
         GeometryError: An instance of the series has no usable place in the patient.
@@ -256,7 +257,8 @@ def groups_of(found: Scan) -> list[Group]:
         try:
             check_ct_slice(instance.header, instance.name)
         except InputError as exc:
-            kind = exc
+            if exc.code in _OTHER_KINDS:  # otherwise a damaged CT slice, which is not set aside
+                kind = exc
         key = (uid, "" if kind is None else kind.code)
         members[key].append(instance)
         kinds.setdefault(key, kind)
@@ -281,11 +283,37 @@ def _group(uid: str, kind: InputError | None, instances: Sequence[Instance]) -> 
         )
         if not references and all(refusal.code is Code.NON_AXIAL for refusal in refusals):
             kind = refusals[0]  # a coronal or sagittal reconstruction
+        refusals += _shared_identities(references)
     return Group(
         summary=_summary(uid, kind, instances, references, refusals),
         references=tuple(references),
         refusals=tuple(refusals),
     )
+
+
+def _shared_identities(references: Sequence[SliceReference]) -> list[SeriesError]:
+    """Return a refusal for each SOPInstanceUID that images in different places have.
+
+    A result could not say which of them it means. One image that is there twice, in two encodings
+    perhaps, is for the sequencer to judge.
+    """
+    known: dict[tuple[str, int | None], SliceReference] = {}
+    refusals: dict[tuple[str, int | None], SeriesError] = {}
+    for reference in references:
+        identity = (reference.sop_instance_uid, reference.frame_number)
+        first = known.setdefault(identity, reference)
+        if reference.geometry != first.geometry:
+            refusals.setdefault(
+                identity,
+                SeriesError(
+                    f"{reference.name}: SOPInstanceUID is {reference.sop_instance_uid}, the same "
+                    f"as in {first.name}, though the images lie in different places "
+                    f"({reference.geometry.position_mm:.3f} and {first.geometry.position_mm:.3f} "
+                    "mm). Send the original images, each with an identity of its own.",
+                    code=Code.CONFLICTING_DUPLICATE,
+                ),
+            )
+    return list(refusals.values())
 
 
 def _summary(
@@ -300,7 +328,7 @@ def _summary(
     info = first.series if first is not None else None
     geometry = analyse([reference.geometry for reference in references])
     step_um = geometry.nominal_step_um
-    sop_class = UID(a.text("SOPClassUID") or "")
+    sop_class = uid_of(a.text("SOPClassUID") or "")
     return SeriesSummary(
         series_instance_uid=uid,
         study_instance_uid=a.text("StudyInstanceUID") or "",

@@ -52,9 +52,10 @@ def believable_padding(
     """Return the declared padding if it marks pixels without data, ``None`` if it is not used.
 
     Padding is what lies outside of the reconstructed circle. A range of -900 HU and less is
-    believed without a look: it can only replace air by air. A denser one (0 HU is common) would
-    erase tissue that happens to have the value, and is believed only if a corner of the image has
-    it.
+    believed without a look: it can only replace air by air. A denser value (0 HU is common) would
+    erase tissue that happens to have it, and is believed only if a corner of the image has it. A
+    range of values that is denser at one end (a limit of 0 that nobody set) is never believed: it
+    would erase whole organs, and what lies below the range of HU is air anyway.
 
     Args:
         pixels: (rows, cols) stored values.
@@ -66,8 +67,9 @@ def believable_padding(
         return None
     if max(slope * end + intercept for end in padding) <= PADDING_BELOW_HU:
         return padding
-    corners = pixels[np.ix_([0, -1], [0, -1])].astype(np.int32)
-    return padding if bool(((corners >= padding[0]) & (corners <= padding[1])).any()) else None
+    low, high = padding
+    corners = pixels[np.ix_([0, -1], [0, -1])]
+    return padding if low == high and bool((corners == low).any()) else None
 
 
 def _within_bits_stored(

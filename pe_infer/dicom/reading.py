@@ -5,8 +5,10 @@ memory.
 """
 
 import re
+import stat
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import ContextDecorator, contextmanager
 from pathlib import Path
@@ -14,15 +16,17 @@ from typing import ClassVar
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MediaStorageDirectoryStorage,
 )
 
-from pe_infer.dicom.attributes import Attributes
+from pe_infer.dicom.attributes import Attributes, brief
 from pe_infer.errors import Code, DicomError, PeInferError
 
 HEADER_KEYWORDS: tuple[str, ...] = (
@@ -77,6 +81,9 @@ PIXEL_KEYWORDS: tuple[str, ...] = (
     "PlanarConfiguration",
 )
 
+MAX_INFLATED_BYTES = 1 << 30  # of a deflated file: beyond any CT image
+_CHUNK_BYTES = 1 << 16
+_META_GROUP = 0x0002
 _PREAMBLE_BYTES = 128
 _FIRST_ELEMENT_BYTES = 12
 _MAX_FIRST_LENGTH = 256  # the first elements of a data set are short
@@ -134,27 +141,41 @@ def translated(name: str, action: str, *, code: Code, remedy: str) -> Iterator[N
     except PeInferError:
         raise
     except Exception as exc:
-        why = str(exc).strip() or type(exc).__name__
-        raise DicomError(
-            f"{name}: cannot {action}: {' '.join(why.split())}. {remedy}", code=code
-        ) from exc
+        why = brief(str(exc)) or type(exc).__name__
+        raise DicomError(f"{name}: cannot {action}: {why}. {remedy}", code=code) from exc
+
+
+def uid_of(text: str) -> UID:
+    """Return a UID as it stands: whether it is valid shows where it is used."""
+    return UID(text, validation_mode=pydicom.config.IGNORE)
+
+
+def cannot_open(path: str | Path, cause: Exception) -> DicomError:
+    """Return the refusal for a file or folder that the system does not open."""
+    why = getattr(cause, "strerror", None) or brief(str(cause))
+    return DicomError(
+        f"{path}: cannot be opened: {why}. Check that it exists and that you may read it.",
+        code=Code.UNREADABLE_FILE,
+    )
 
 
 def looks_like_dicom(path: Path) -> bool:
     """Tell from its first bytes whether a file is DICOM, with the 128-byte preamble or without.
 
     Raises:
-        DicomError: The file cannot be opened.
+        DicomError: ``UNREADABLE_FILE``: this is no ordinary file (a pipe would wait for a writer),
+            or cannot be opened.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DicomError(
+                f"{path}: is no ordinary file. Give DICOM files or a folder.",
+                code=Code.UNREADABLE_FILE,
+            )
         with path.open("rb") as file:
             head = file.read(_PREAMBLE_BYTES + 4)
-    except OSError as exc:
-        raise DicomError(
-            f"{path}: cannot be opened: {exc.strerror}. Check that it exists and that you may read "
-            "it.",
-            code=Code.UNREADABLE_FILE,
-        ) from exc
+    except (OSError, ValueError) as exc:  # ValueError: a null character in the name
+        raise cannot_open(path, exc) from exc
     if head[_PREAMBLE_BYTES:] == b"DICM":
         return True
     if len(head) < _FIRST_ELEMENT_BYTES or head[:2] not in _FIRST_GROUPS:
@@ -193,6 +214,7 @@ def _read(path: Path, keywords: tuple[str, ...], *, stop_before_pixels: bool) ->
             code=Code.UNREADABLE_FILE,
         )
     with translated(str(path), "read the DICOM header", code=Code.UNREADABLE_FILE, remedy=_RESEND):
+        _check_inflated_size(path)
         dataset = pydicom.dcmread(
             path, force=True, stop_before_pixels=stop_before_pixels, specific_tags=list(keywords)
         )
@@ -202,6 +224,32 @@ def _read(path: Path, keywords: tuple[str, ...], *, stop_before_pixels: bool) ->
                 code=Code.UNREADABLE_FILE,
             )
     return dataset
+
+
+def _check_inflated_size(path: Path) -> None:
+    """Refuse a deflated file that would fill the memory: pydicom inflates it as a whole."""
+    with path.open("rb") as file:
+        read_preamble(file, force=True)
+        meta = read_dataset(
+            file,
+            is_implicit_VR=False,
+            is_little_endian=True,
+            stop_when=lambda tag, _vr, _length: tag >> 16 != _META_GROUP,
+        )
+        if Attributes(meta, str(path)).text("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        size = 0
+        while data := inflater.unconsumed_tail or file.read(_CHUNK_BYTES):
+            size += len(inflater.decompress(data, _CHUNK_BYTES))
+            if size > MAX_INFLATED_BYTES:
+                raise DicomError(
+                    f"{path}: inflates to more than {MAX_INFLATED_BYTES} bytes, expected a CT "
+                    f"image. {_RESEND}",
+                    code=Code.UNREADABLE_FILE,
+                )
+            if inflater.eof:
+                return
 
 
 @Quiet()
@@ -214,7 +262,7 @@ def is_dicomdir(dataset: Dataset) -> bool:
 def stated_transfer_syntax(dataset: Dataset) -> UID | None:
     """Return the transfer syntax in the file meta information; ``None`` without one."""
     stated = _meta_text(dataset, "TransferSyntaxUID")
-    return None if stated is None else UID(stated)
+    return None if stated is None else uid_of(stated)
 
 
 @Quiet()

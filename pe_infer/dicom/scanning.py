@@ -1,5 +1,6 @@
 """What lies in folders and files: every DICOM instance, and a count of all that was left aside."""
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import TypeAlias
 from pydicom.dataset import Dataset
 
 from pe_infer.dicom.conversion import dataset_name
-from pe_infer.dicom.reading import is_dicomdir, looks_like_dicom, read_header
+from pe_infer.dicom.reading import cannot_open, is_dicomdir, looks_like_dicom, read_header
 from pe_infer.errors import Code, ConfigurationError, DicomError
 
 Item: TypeAlias = str | os.PathLike[str] | Dataset
@@ -39,9 +40,9 @@ class Scan:
 
     Attributes:
         instances: DICOM instances in the order found (folders sorted by name).
-        skipped: How many files were left aside, by reason: ``hidden``, ``not_dicom``, ``dicomdir``,
-            ``not_a_file``.
-        broken: DICOM files whose header cannot be read, or files that cannot be opened.
+        skipped: How many files were left aside, by reason: ``hidden`` (a folder counts as one),
+            ``not_dicom``, ``dicomdir``, ``not_a_file``.
+        broken: DICOM files whose header cannot be read, files and folders that cannot be opened.
     """
 
     instances: list[Instance] = field(default_factory=list)
@@ -53,13 +54,16 @@ def scan(source: Source) -> Scan:
     """Find DICOM instances and read their headers.
 
     Folders are searched to any depth; links are followed, each folder is visited once. In a folder,
-    hidden files, files that are no DICOM, DICOMDIR, sockets and the like are counted and left
-    aside. A file named by the caller must be DICOM: otherwise it is in ``broken``.
+    hidden files and folders, files that are no DICOM, DICOMDIR, sockets and the like are counted
+    and left aside; folders that cannot be looked into are in ``broken``. A file named by the caller
+    must be DICOM: otherwise it is in ``broken`` too.
 
     Raises:
         ConfigurationError: ``source`` is empty or of another type, or a path does not exist.
     """
-    items = [source] if isinstance(source, str | os.PathLike | Dataset) else list(source)
+    if isinstance(source, str | os.PathLike | Dataset) or not isinstance(source, Iterable):
+        source = [source]
+    items = list(source)
     if not items:
         raise ConfigurationError("no files were given, expected a folder, files or data sets")
     found = Scan()
@@ -73,40 +77,56 @@ def scan(source: Source) -> Scan:
                 "expected a folder, a file or a pydicom Dataset"
             )
         path = Path(item)
-        if path.is_dir():
-            for file in _files(path, found.skipped):
+        if os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir, never raises
+            for file in _files(path, found):
                 _scan_file(file, found, named=False)
-        elif path.exists():
+        elif os.path.lexists(path):
             _scan_file(path, found, named=True)
         else:
-            raise ConfigurationError(f"{path}: does not exist. Check the path.")
+            raise ConfigurationError(
+                f"{path}: does not exist, or lies where you may not look. Check the path."
+            )
     return found
 
 
-def _files(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+def _files(folder: Path, found: Scan) -> Iterator[Path]:
+    """Yield the files that might be DICOM; what cannot be looked into is in ``found.broken``."""
+
+    def refuse(cause: OSError) -> None:
+        found.broken.append(cannot_open(cause.filename, cause))
+
     seen: set[tuple[int, int]] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        status = Path(root).stat()
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        try:
+            status = Path(root).stat()
+        except OSError as exc:
+            refuse(exc)
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        hidden = [name for name in (*folders, *files) if name.startswith(".")]
+        if hidden:
+            found.skipped["hidden"] += len(hidden)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(root, name)
             if name.startswith("."):
-                skipped["hidden"] += 1
-            elif not _is_regular(path):  # opening a pipe would wait for a writer
-                skipped["not_a_file"] += 1
+                continue
+            if _is_special(path):
+                found.skipped["not_a_file"] += 1
             else:
                 yield path
 
 
-def _is_regular(path: Path) -> bool:
+def _is_special(path: Path) -> bool:
+    """Tell whether this is a pipe, a socket, a device or a link to nowhere."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # a link to nowhere
-        return False
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError as exc:
+        return exc.errno in {errno.ENOENT, errno.ELOOP}  # otherwise opening it tells the reason
 
 
 def _scan_file(path: Path, found: Scan, *, named: bool) -> None:
@@ -114,11 +134,6 @@ def _scan_file(path: Path, found: Scan, *, named: bool) -> None:
         if not named and not looks_like_dicom(path):
             found.skipped["not_dicom"] += 1
             return
-        if named and not _is_regular(path):
-            raise DicomError(
-                f"{path}: is no ordinary file. Give DICOM files or a folder.",
-                code=Code.UNREADABLE_FILE,
-            )
         header = read_header(path)
     except DicomError as exc:
         found.broken.append(exc)

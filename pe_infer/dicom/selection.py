@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pe_infer.dicom.attributes import brief
 from pe_infer.errors import Code, SeriesError
 from pe_infer.series import says_contrast
 
@@ -21,6 +22,7 @@ _CANON_KERNEL = re.compile(r"FC(\d{2})")
 _CANON_SHARP = 30
 _SIEMENS_KERNEL = re.compile(r"[A-Z]{1,2}(\d{2})")
 _SIEMENS_SHARP = 50
+_NUMBER = re.compile(r"[+-]?[0-9]{1,12}")  # an integer string (PS3.5 6.2)
 _MAX_LISTED = 10
 
 
@@ -195,10 +197,21 @@ def ordered(summaries: Sequence[SeriesSummary]) -> list[SeriesSummary]:
 def unknown_series(wanted: str | int, summaries: Sequence[SeriesSummary]) -> SeriesError:
     """Return the refusal for a series that was named and is not there."""
     return SeriesError(
-        f"series {wanted} was not found. Found: {_list(summaries) or 'no DICOM image'}. "
+        f"series {brief(str(wanted))} was not found. "
+        f"Found: {_list(summaries) or 'no DICOM image'}. "
         "Name one by its number or SeriesInstanceUID.",
         code=Code.NO_CT_SERIES,
     )
+
+
+def is_named(summary: SeriesSummary, series: str | int) -> bool:
+    """Tell whether ``series`` is the SeriesInstanceUID or the SeriesNumber of a series."""
+    wanted = str(series).strip()
+    if not wanted:  # what has no SeriesInstanceUID has no name
+        return False
+    if _NUMBER.fullmatch(wanted) and summary.series_number == int(wanted):
+        return True
+    return summary.series_instance_uid == wanted
 
 
 def is_sharp_kernel(kernel: str | None) -> bool:
@@ -251,28 +264,22 @@ def _rank(summary: SeriesSummary, criteria: Sequence[_Criterion]) -> tuple[float
 
 
 def _named(summaries: Sequence[SeriesSummary], series: str | int) -> Choice:
-    wanted = str(series).strip()
-    number = int(wanted) if wanted.isascii() and wanted.isdecimal() else None
-    matching = [
-        s
-        for s in summaries
-        if s.series_instance_uid == wanted or (number is not None and s.series_number == number)
-    ]
+    matching = [s for s in summaries if is_named(s, series)]
     usable = [s for s in matching if s.refusal is None]
     if len(usable) == 1:
         return Choice(summary=usable[0], reason=None)
     if usable:
         raise SeriesError(
-            f"{len(usable)} CT series have the number {wanted}: {_list(usable)}. "
+            f"{len(usable)} CT series have the number {series}: {_list(usable)}. "
             "Name one by its SeriesInstanceUID with --series (series=).",
             code=Code.AMBIGUOUS_SERIES,
         )
     if matching:
         raise SeriesError(
-            f"series {wanted} is no axial CT series: {_reasons(matching)}. Name another one.",
+            f"series {series} is no axial CT series: {_reasons(matching)}. Name another one.",
             code=Code.NO_CT_SERIES,
         )
-    raise unknown_series(wanted, summaries)
+    raise unknown_series(series, summaries)
 
 
 def _list(summaries: Sequence[SeriesSummary]) -> str:

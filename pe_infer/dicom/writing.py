@@ -20,6 +20,7 @@ from pe_infer.errors import Code, ConfigurationError
 from pe_infer.geometry import Slice
 
 _IMPLEMENTATION_UID = "2.25.302873563911839166240325786148265410321"
+_CHECK = "Check what the slice says of its series, and the space in the folder."
 _CHARACTER_SET = "ISO_IR 192"  # UTF-8
 
 
@@ -52,9 +53,9 @@ def write_series(
         The files, ascending position.
 
     Raises:
-        ConfigurationError: There is no slice, the slices are of several series, or a file exists
-            already.
-        DicomError: The files cannot be written.
+        ConfigurationError: There is no slice, the slices are of several series, the folder cannot
+            be made, or a file exists already.
+        DicomError: A file cannot be written; those before it stay.
     """
     if not slices:
         raise ConfigurationError("there are no slices to write, expected at least one")
@@ -68,7 +69,12 @@ def write_series(
         slices, key=lambda s: (s.position_um, s.sop_instance_uid, s.frame_number or 0)
     )
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{target}: the folder cannot be made: {exc.strerror}. Give another one."
+        ) from exc
     paths = [target / f"{number:05d}.dcm" for number in range(1, len(ascending) + 1)]
     existing = next((path for path in paths if path.exists()), None)
     if existing is not None:
@@ -77,9 +83,7 @@ def write_series(
         )
     seed = _content_seed(ascending)
     for number, (path, image) in enumerate(zip(paths, ascending, strict=True), start=1):
-        with translated(
-            str(path), "write the image", code=Code.INVALID_ATTRIBUTE, remedy="Check the slice."
-        ):
+        with translated(str(path), "write the image", code=Code.INVALID_ATTRIBUTE, remedy=_CHECK):
             dataset = _image(image, number, seed, kvp)
             dataset.PatientName = patient_name
             dataset.PatientID = patient_id

@@ -34,9 +34,9 @@ class EngineOptions:
     """How graphs are compiled.
 
     Attributes:
-        precision: ``"default"`` leaves the type inside nodes that the bundle marks ``reduced`` to
-            the runtime (bfloat16 on CPUs that have it); ``"float32"`` computes everything in
-            float32.
+        precision: ``"default"`` leaves the type inside nodes that the bundle marks ``reduced`` or
+            ``mixed`` to the runtime (bfloat16 on CPUs that have it); ``"float32"`` computes
+            everything in float32.
         threads: Threads of one inference; ``None`` is one per available core.
         cache_dir: Where the runtime may keep compiled graphs, for runtimes that can. Its files are
             trusted as much as this package's own: only this user may write there.
@@ -133,10 +133,6 @@ class Engine(Protocol):
 
     def session(self) -> Session:
         """A new session. Thread-safe."""
-        ...
-
-    def warm_up(self) -> None:
-        """Run once at every batch size: the first slab should be no slower. Thread-safe."""
         ...
 
 
@@ -285,6 +281,13 @@ def check_tensors(engine: Engine, inputs: Mapping[str, Tensor], out: Mapping[str
             engine, f"a batch of {batch} was given, it was compiled for {list(engine.batch_sizes)}"
         )
     return batch
+
+
+def warm_up(engine: Engine) -> None:
+    """Run once at every batch size: the first slab should be no slower. Thread-safe."""
+    session = engine.session()
+    for batch in engine.batch_sizes:
+        session.run(zeros(engine, batch))
 
 
 def zeros(engine: Engine, batch: int) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ from pe_infer.engines.base import (
     batch_sizes,
     check_tensors,
     cpu_name,
-    zeros,
 )
 from pe_infer.errors import Code, EngineError
 from pe_infer.manifest import Precision
@@ -94,12 +93,6 @@ class OnnxRuntimeEngine:
         """A new IOBinding."""
         with _translated(f"create a session of {self.name}"):
             return OnnxRuntimeSession(self, self._inference)
-
-    def warm_up(self) -> None:
-        """Run once at every batch size."""
-        session = self.session()
-        for batch in self.batch_sizes:
-            session.run(zeros(self, batch))
 
 
 class OnnxRuntimeRuntime:

@@ -27,7 +27,6 @@ from pe_infer.engines.base import (
     TensorSpec,
     batch_sizes,
     check_tensors,
-    zeros,
 )
 from pe_infer.errors import Code, ConfigurationError, EngineError
 from pe_infer.manifest import Precision
@@ -36,6 +35,7 @@ from pe_infer.onnx_scan import declared_names
 _DEVICE: Final = "CPU"
 _TELEMETRY: Final = "openvino_telemetry"
 _IMPORTING: Final = threading.Lock()
+_OTHER_CACHE: Final = "name another folder (XDG_CACHE_HOME for the default one), or None"
 _PRECISIONS: Final = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -114,12 +114,6 @@ class OpenVinoEngine:
         with _translated(f"create a request of {self.name}"):
             return OpenVinoSession(self, self._compiled.create_infer_request(), self._tensor)
 
-    def warm_up(self) -> None:
-        """Run once at every batch size."""
-        session = self.session()
-        for batch in self.batch_sizes:
-            session.run(zeros(self, batch))
-
 
 class OpenVinoRuntime:
     """OpenVINO's CPU plugin with one set of options."""
@@ -148,7 +142,7 @@ class OpenVinoRuntime:
         """See `pe_infer.engines.base.Runtime.compile`."""
         sizes = batch_sizes(self.options.max_batch or 1, max_batch)
         config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-        if precision == "float32" or self.options.precision == "float32":
+        if self._must_be_float32(precision):
             config["INFERENCE_PRECISION_HINT"] = "f32"
         if self.options.threads:
             config["INFERENCE_NUM_THREADS"] = str(self.options.threads)
@@ -175,6 +169,18 @@ class OpenVinoRuntime:
         """Plain memory."""
         return np.empty(shape, np.float32)
 
+    def _must_be_float32(self, precision: Precision) -> bool:
+        """Whether the plugin's own choice of a type is not what is asked for.
+
+        Where that is bfloat16 (x86), it leaves everything behind a graph's last convolution or
+        matrix product in float32: a recurrent state too. Where it is float16 (Arm), it does not.
+        """
+        if "float32" in {precision, self.options.precision}:
+            return True
+        with _translated("ask for the default precision"):
+            chosen = self._core.get_property(_DEVICE, "INFERENCE_PRECISION_HINT").get_type_name()
+        return precision == "mixed" and chosen != "bf16"
+
 
 def runtime(options: EngineOptions) -> OpenVinoRuntime:
     """The entry point of `pe_infer.engines.base.select`."""
@@ -187,9 +193,13 @@ def _make_private(cache_dir: Path) -> None:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         writable = os.access(cache_dir, os.W_OK)
     except OSError as exc:
-        raise ConfigurationError(f"cache_dir={str(cache_dir)!r} cannot be made: {exc}") from exc
+        raise ConfigurationError(
+            f"cache_dir={str(cache_dir)!r} cannot be made: {exc}; {_OTHER_CACHE}"
+        ) from exc
     if not writable:
-        raise ConfigurationError(f"cache_dir={str(cache_dir)!r} cannot be written to")
+        raise ConfigurationError(
+            f"cache_dir={str(cache_dir)!r} cannot be written to: {_OTHER_CACHE}"
+        )
 
 
 def _specs(ports: Any, declared: list[str]) -> Mapping[str, TensorSpec]:

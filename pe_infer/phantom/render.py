@@ -37,14 +37,12 @@ class Painted:
 
     Attributes:
         hu: (rows, cols) float32 without emboli.
-        body: (rows, cols) float32 occupancy of the patient.
         artery: (rows, cols) float32 occupancy of arterial lumen.
         emboli: Per embolus that touches the slice: index, pixel box, occupancy in the box.
         drop_hu: (rows, cols) float32 fall in HU by the emboli; None without any.
     """
 
     hu: F32
-    body: F32
     artery: F32
     emboli: tuple[tuple[int, Box, F32], ...]
     drop_hu: F32 | None
@@ -193,7 +191,7 @@ class Painter:
         box = up.box(up.plane(anatomy.body_mm, z), 0.0) or self._full
         hu[box] += body[box] * up.up(np.asarray(jitter, np.float32), box)
         here, drop = self._emboli(index, low, clots, artery, clouds)
-        return Painted(hu=hu, body=body, artery=artery, emboli=here, drop_hu=drop)
+        return Painted(hu=hu, artery=artery, emboli=here, drop_hu=drop)
 
     def _lung_share(self, z: float) -> F32 | float:
         """Share of each pixel of the chest window that is not beyond diaphragm or fluid."""

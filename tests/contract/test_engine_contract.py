@@ -20,6 +20,7 @@ from pe_infer.engines.base import (
     TensorSpec,
     installed,
     select,
+    warm_up,
     zeros,
 )
 from pe_infer.errors import Code, EngineError
@@ -74,6 +75,20 @@ def roll(session: Session, seed: int, steps: int) -> Tensor:
         )
         old, new = new, old
     return hidden
+
+
+def test_mixed_precision_carries_states_in_float32(make: MakeRuntime) -> None:
+    engine = make(EngineOptions(threads=1)).compile(
+        toy.recurrence(4), name="cell", precision="mixed"
+    )
+    session, steps, growth = engine.session(), 400, 2.0**-12  # lost if added to 1 in bfloat16
+    gates = np.zeros((1, 4, 4, 4), np.float32)
+    gates[:, :2], gates[:, 2:] = 30.0, growth  # forget nothing; add a little
+    hidden, state = np.zeros((1, 2, 4, 4), np.float32), np.ones((1, 2, 4, 4), np.float32)
+    for _ in range(steps):
+        state = session.run({"x": gates, "h": hidden, "c": state})["c_next"].copy()
+
+    np.testing.assert_allclose(state, 1.0 + steps * np.tanh(growth), rtol=1e-4)
 
 
 def test_describes_itself(runtime: Runtime, encoder: Engine) -> None:
@@ -259,7 +274,7 @@ def test_batches_on_request(
 ) -> None:
     runtime = make(EngineOptions(precision="float32", threads=1, max_batch=wanted))
     engine = runtime.compile(toy.encoder(), name="encoder", max_batch=allowed)
-    engine.warm_up()
+    warm_up(engine)
     session = engine.session()
     slabs = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
 
@@ -327,8 +342,8 @@ def test_reports_the_type_of_every_tensor(runtime: Runtime) -> None:
 
 
 def test_warming_up_is_explicit_and_repeatable(encoder: Engine) -> None:
-    encoder.warm_up()
-    encoder.warm_up()
+    warm_up(encoder)
+    warm_up(encoder)
     assert encoder.session().run(zeros(encoder, 1))["logit"].shape == (1, 1)
 
 

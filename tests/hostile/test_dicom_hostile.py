@@ -1,8 +1,11 @@
 """Damaged and malicious files end in a coded refusal: no crash, no other exception."""
 
+import errno
+import os
 import random
 import struct
 import tracemalloc
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +13,9 @@ import pytest
 from dicom_files import ct_dataset, enhanced_dataset, items, save, save_series
 from pydicom.dataset import Dataset
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import JPEGLSLossless, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
-from pe_infer.dicom import convert, inspect, open_series, slices_of
+from pe_infer.dicom import convert, inspect, open_series, reading, slices_of
 from pe_infer.errors import Code, DicomError, InputError
 
 
@@ -97,6 +100,7 @@ def test_random_bytes_changed_never_escape_the_error_tree(tmp_path: Path) -> Non
         ((0x0028, 0x1053), b"DS", b"one "),
         ((0x0028, 0x1053), b"DS", b"1,5 "),
         ((0x0028, 0x1053), b"DS", b"nan "),
+        ((0x0028, 0x1053), b"DS", b"1_0 "),
         ((0x0020, 0x0032), b"DS", b"1\\2\\x "),
         ((0x0020, 0x0032), b"DS", b"1\\inf\\3 "),
         ((0x0028, 0x0010), b"US", b"\x01"),
@@ -176,6 +180,56 @@ def test_huge_number_of_frames(tmp_path: Path) -> None:
         convert(path)
 
 
+def test_frames_that_would_fill_the_memory_are_refused_before_decoding() -> None:
+    # Compressed, a frame of one value takes some bytes, and each of these 128 MiB.
+    dataset = enhanced_dataset([float(z) for z in range(33)], Rows=8192, Columns=8192)
+    with pytest.raises(DicomError, match="expected at most 32 of 8192 x 8192") as caught:
+        convert(dataset)
+    assert caught.value.code is Code.INVALID_ATTRIBUTE
+
+
+def deflated(head: bytes, body: bytes) -> bytes:
+    """Return a file: its meta information as it is, the data set compressed."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return head + packer.compress(body) + packer.flush()
+
+
+def test_deflated_file_that_would_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = ct_dataset()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data = raw(dataset)
+    start = 132 + 12 + int.from_bytes(data[140:144], "little")
+    body = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+    path = tmp_path / "a.dcm"
+    path.write_bytes(deflated(data[:start], body))
+    assert len(slices_of(path)) == 1
+    monkeypatch.setattr(reading, "MAX_INFLATED_BYTES", 5_000_000)
+    path.write_bytes(deflated(data[:start], body + bytes(20_000_000)))
+    assert path.stat().st_size < 30_000
+    tracemalloc.start()
+    try:
+        for read in (convert, open_series):
+            with pytest.raises(DicomError, match="inflates to more than") as caught:
+                read(path)
+            assert caught.value.code is Code.UNREADABLE_FILE
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_deflated_file_that_is_damaged(tmp_path: Path) -> None:
+    dataset = ct_dataset()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data = raw(dataset)
+    path = tmp_path / "a.dcm"
+    for damaged in (data[:-60], data[:-60] + bytes(60), data[: len(data) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(DicomError, match=r"a\.dcm"):
+            convert(path)
+
+
 def test_sequences_nested_deeply(tmp_path: Path) -> None:
     begin = b"\x40\x00\x75\x02SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
     data = raw(ct_dataset())
@@ -196,8 +250,7 @@ def test_sequence_that_holds_no_items(tmp_path: Path) -> None:
 
 def test_sequence_that_is_no_sequence(tmp_path: Path) -> None:
     data = raw(enhanced_dataset([0.0]))
-    at = data.index(b"\x30\x52\x00\x00") if b"\x30\x52\x00\x00" in data else None
-    start = data.index(b"\x00\x52\x29\x92SQ") if at is None else at
+    start = data.index(b"\x00\x52\x29\x92SQ")
     path = tmp_path / "a.dcm"
     path.write_bytes(data[:start] + data[start : start + 4] + b"OB" + data[start + 6 :])
     with pytest.raises(InputError):
@@ -251,3 +304,40 @@ def test_file_without_permission(tmp_path: Path) -> None:
         pytest.skip("this user may read every file")
     finally:
         path.chmod(0o600)
+
+
+def test_folder_without_permission_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_series(tmp_path / "a", [0.0, 2.0])
+    save_series(tmp_path / "locked", [4.0, 6.0])
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DicomError, match=r"locked: cannot be opened: Permission denied") as caught:
+        open_series(tmp_path)
+    assert caught.value.code is Code.UNREADABLE_FILE
+    report = inspect(tmp_path)
+    assert not report.usable
+    assert [refusal.code for refusal in report.refusals] == [Code.UNREADABLE_FILE]
+
+
+def test_file_that_cannot_be_looked_at_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_series(tmp_path, [0.0, 2.0])
+    stat = Path.stat
+
+    def refuse(self: Path, **options: bool) -> os.stat_result:
+        if self.name == "0002.dcm":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(DicomError, match=r"0002\.dcm: cannot be opened: Permission denied"):
+        open_series(tmp_path)

@@ -15,6 +15,7 @@ import toy_bundles as toy
 from onnx import TensorProto, helper, load_model_from_string
 
 from pe_infer import bundle as bundles
+from pe_infer import bundle_check
 from pe_infer.bundle import Bundle, GoldenData, write_bundle
 from pe_infer.bundle_check import build_bundle, self_test
 from pe_infer.compiled import CompiledProgram
@@ -339,7 +340,7 @@ def test_a_plain_name_is_a_shipped_bundle_first(
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing", "", "no/where", Path("/nonexistent"), "../toy", "a\0b"]
+    "name", ["nothing", "", "no/where", Path("/nonexistent"), "../toy", "a\0b", "long" * 1000]
 )
 def test_says_which_bundles_there_are(
     name: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -348,6 +349,7 @@ def test_says_which_bundles_there_are(
     with pytest.raises(BundleError, match="shipped bundles") as caught:
         Bundle.load(name)
     assert caught.value.code == Code.BUNDLE_NOT_FOUND
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("name", bundles.shipped())
@@ -382,7 +384,23 @@ def test_does_not_write_outside_the_folder(original: Path, tmp_path: Path) -> No
     with pytest.raises(BundleError) as caught:
         write_bundle(tmp_path / "new", document, {**loaded.files, "../escaped": b"x"})
     assert caught.value.code == Code.BUNDLE_PATH
-    assert not (tmp_path / "escaped").exists()
+    assert not list(tmp_path.iterdir())  # nor half a bundle inside it
+
+
+def test_the_manifest_is_no_file_of_its_own(original: Path, tmp_path: Path) -> None:
+    loaded = Bundle.load(original)
+    document = loaded.manifest.model_dump(mode="json")
+    with pytest.raises(BundleError, match=r"bundle\.json: is written from the manifest"):
+        write_bundle(tmp_path / "new", document, {**loaded.files, "bundle.json": b"x"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_sequences_that_are_given_are_kept(original: Path, tmp_path: Path) -> None:
+    document, files = toy.pe_like()
+    given = Bundle.load(original).manifest.model_dump(mode="json")["sequences"]
+    given["slab"]["axes"] = ["plane", "row", "col"]
+    made = build_bundle(tmp_path / "new", {**document, "sequences": given}, files)
+    assert made.manifest.sequences["slab"].axes == ("plane", "row", "col")
 
 
 @pytest.mark.parametrize(
@@ -410,10 +428,23 @@ def test_golden_data_that_grew_too_large_are_refused() -> None:
 
 
 def golden_with(**changes: Any) -> bytes:
-    good = {"slabs": toy.golden_slabs(), "positions_um": np.arange(3) * 5000}
+    good = {"slabs": toy.golden_slabs(), "positions_um": np.arange(3, dtype=np.int64) * 5000}
     buffer = io.BytesIO()
-    np.savez(buffer, **{**good, **changes})
+    np.savez_compressed(buffer, **{**good, **changes})
     return buffer.getvalue()
+
+
+def one_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, toy.golden_slabs())
+    return buffer.getvalue()
+
+
+def damaged() -> bytes:
+    """Golden data with a byte of the compressed stream changed."""
+    data = bytearray(golden_with())
+    data[100] ^= 0xFF
+    return bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +453,14 @@ def golden_with(**changes: Any) -> bytes:
         b"no zip file",
         golden_with(slabs=np.zeros((3, 3, 8, 8), np.float32)),
         golden_with(slabs=np.zeros((3, 8, 8), np.uint8)),
+        golden_with(slabs=np.zeros((0, 3, 8, 8), np.uint8), positions_um=np.arange(0)),
         golden_with(positions_um=np.arange(2)),
+        golden_with(positions_um=np.arange(3) * 0.5),
+        golden_with(positions_um=np.arange(3)[::-1]),
+        golden_with(positions_um=np.zeros(3, np.int64)),
+        golden_with(**{"output.study_logit": np.zeros(1)}),
+        one_array(),
+        damaged(),
         golden_with(slabs=np.array([object()], dtype=object)),
     ],
 )
@@ -484,6 +522,31 @@ def test_the_self_test_notices_values_that_are_not_numbers(folder: Path) -> None
     assert not self_test(
         Bundle.load(folder), select("onnxruntime", EngineOptions(threads=1))
     ).passed
+
+
+@pytest.mark.parametrize("arrival", ["down", "up"])
+def test_a_nan_in_either_replay_is_no_pass(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, arrival: str
+) -> None:
+    golden = bundle.golden()
+    assert golden is not None
+
+    def replay(_compiled: object, _golden: object, direction: str) -> dict[str, Any]:
+        return {
+            name: values * np.float32(np.nan if direction == arrival else 1)
+            for name, values in golden.outputs.items()
+        }
+
+    monkeypatch.setattr(bundle_check, "replay", replay)
+    found = self_test(bundle, select("onnxruntime", EngineOptions(threads=1)))
+    assert not found.passed
+    assert set(found.deviations.values()) == {float("inf")}
+
+
+def test_golden_slabs_of_another_grid_are_refused(folder: Path) -> None:
+    replace_file(folder, "golden.npz", golden_with(slabs=np.zeros((3, 3, 4, 4), np.uint8)))
+    with pytest.raises(BundleError, match=r"golden\.npz: slabs are \(3, 4, 4\), the program takes"):
+        self_test(Bundle.load(folder), select("onnxruntime", EngineOptions(threads=1)))
 
 
 def test_golden_data_of_another_program_are_refused(folder: Path) -> None:

@@ -50,6 +50,15 @@ def test_shows_a_bundle(package: Path) -> None:
     assert bundles.Bundle.load(package / "toy").sha256 in output
 
 
+def test_what_is_piped_can_be_searched(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert bundles.Bundle.load(package / "toy").sha256 in invoke("show", "toy")
+
+
+def test_says_that_a_bundle_must_be_trusted() -> None:
+    assert "do not trust" in " ".join(invoke("--help").split())
+
+
 def test_shows_the_manifest_as_json() -> None:
     assert json.loads(invoke("show", "toy", "--json"))["name"] == "toy"
 
@@ -75,6 +84,11 @@ def test_verifies_on_one_engine() -> None:
 def test_refuses_an_unknown_engine() -> None:
     with pytest.raises(ConfigurationError, match="'abacus'"):
         invoke("verify", "toy", "--run", "--engine", "abacus")
+
+
+def test_an_engine_without_a_run_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"--engine onnxruntime .* add --run"):
+        invoke("verify", "toy", "--engine", "onnxruntime")
 
 
 def test_a_bundle_that_misses_its_golden_outputs_fails(tmp_path: Path) -> None:

@@ -1,17 +1,25 @@
 """The command line as a user runs it: output, JSON, exit codes."""
 
+import io
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+from rich.console import Console
 from strategies import REGULAR, body, study
 from toy_bundles import make
+from typer.testing import CliRunner
 
+from pe_infer import errors, schemas
+from pe_infer.cli import app as command_line
+from pe_infer.cli import demo_command, layout, pacing
 from pe_infer.dicom import write_series
 from pe_infer.geometry import Slice
 from pe_infer.result import result_schema
@@ -21,9 +29,9 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Run ``pe-infer`` with its own cache folder."""
+    """Run ``pe-infer`` with its own cache folder; keywords are more environment variables."""
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "pe_infer", *map(str, arguments)],
             capture_output=True,
@@ -34,6 +42,7 @@ def cli(tmp_path: Path) -> Cli:
                 "XDG_CACHE_HOME": str(tmp_path / "cache"),
                 "PATH": "/usr/bin:/bin",
                 "COLUMNS": "120",
+                **variables,
             },
         )
 
@@ -73,10 +82,36 @@ def test_detect_writes_json_and_nothing_else_to_standard_output(
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     jsonschema.validate(document, result_schema())
-    done = cli("detect", series, "--bundle", bundle, "--json", tmp_path / "out.json")
-    again = json.loads((tmp_path / "out.json").read_text())
+    out = tmp_path / "out.json"
+    done = cli("detect", series, "--bundle", bundle, "--json", out, COLUMNS="40")
+    again = json.loads(out.read_text())
     assert again["probability"] == pytest.approx(document["probability"], abs=1e-5)
     assert "Pulmonary embolism" in done.stdout
+    best = max(again["evidence"], key=lambda slab: slab["probability"] or 0.0)
+    assert f" {best['sop_instance_uid']} " in done.stdout  # on one line: it can be searched
+
+
+def test_detect_looks_at_the_json_file_before_it_reads_the_study(
+    cli: Cli, bundle: Path, series: Path, tmp_path: Path
+) -> None:
+    for target, named in ((tmp_path / "no" / "out.json", "no folder"), (tmp_path, "is a folder")):
+        done = cli("detect", series, "--bundle", bundle, "--json", target)
+        assert done.returncode == 2
+        assert named in done.stderr
+        assert str(target) in done.stderr
+        assert not done.stdout
+
+
+def test_a_verdict_that_cannot_be_written_is_still_printed(
+    cli: Cli, bundle: Path, series: Path
+) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    done = cli("detect", series, "--bundle", bundle, "--json", full)
+    assert done.returncode == 2
+    assert "/dev/full: the result cannot be written" in done.stderr
+    assert "Pulmonary embolism: " in done.stdout
 
 
 def test_detect_streams_at_a_rate(cli: Cli, bundle: Path, series: Path) -> None:
@@ -98,6 +133,8 @@ def test_detect_reports_what_was_not_processed(cli: Cli, bundle: Path, tmp_path:
     [
         (2, ["detect", "{series}", "--bundle", "{bundle}", "--engine", "tensorflow"]),
         (2, ["detect", "{series}", "--bundle", "{bundle}", "--operating-point", "nope"]),
+        (2, ["detect", "{series}", "--bundle", "{bundle}", "--operating-point", ""]),
+        (2, ["bundles", "verify", "{bundle}", "--engine", "onnxruntime"]),
         (2, ["detect"]),
         (2, ["detect", "{series}", "--bundle", "{bundle}", "--json", "{empty}/no/such/out.json"]),
         (3, ["detect", "{empty}", "--bundle", "{bundle}"]),
@@ -117,6 +154,16 @@ def test_exit_codes(
     assert done.stderr or done.stdout
 
 
+def test_an_error_cannot_write_to_the_terminal_by_the_name_of_a_file(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "red\x1b[31m").write_text("no image")
+    done = cli("detect", tmp_path / "red\x1b[31m")
+    assert done.returncode == 3
+    assert "\x1b" not in done.stderr
+    assert r"red\x1b[31m" in done.stderr
+
+
 def test_a_study_outside_the_scope_is_refused(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     images = [
         replace(i, series=replace(i.series, body_part_examined="HEAD")) for i in study(REGULAR)
@@ -128,6 +175,100 @@ def test_a_study_outside_the_scope_is_refused(cli: Cli, bundle: Path, tmp_path: 
     assert "HEAD" in done.stderr
 
 
+def broken(folder: Path, *vendors: str) -> dict[str, str]:
+    """An environment where these libraries are installed but cannot be loaded."""
+    for vendor in vendors:
+        (folder / f"{vendor}.py").write_text("raise ImportError('libmissing.so: not found')")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_an_engine_that_cannot_be_loaded_ends_with_6(
+    cli: Cli, bundle: Path, series: Path, tmp_path: Path
+) -> None:
+    environment = broken(tmp_path, "onnxruntime")
+    done = cli("detect", series, "--bundle", bundle, "--engine", "onnxruntime", **environment)
+    assert done.returncode == 6
+    assert "[engine.unavailable]" in done.stderr
+    assert "libmissing.so" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+INTERRUPTED_WHILE_IT_WAITS = """
+import signal, sys, time
+from pe_infer.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background jobs
+time.sleep = lambda seconds: signal.raise_signal(signal.SIGINT) if seconds else None
+main()
+"""
+
+
+def test_an_interrupted_study_ends_with_130(bundle: Path, series: Path, tmp_path: Path) -> None:
+    arguments = ["detect", series, "--bundle", bundle, "--stream-rate", "0.01"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_IT_WAITS, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={"XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Pulmonary embolism" not in done.stdout
+
+
+def test_nobody_reading_the_output_is_no_traceback(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pe_infer", "doctor"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert not process.stderr.read()
+    assert process.returncode == 1
+
+
+def all_errors(kind: type[errors.PeInferError] = errors.PeInferError) -> Iterator[type]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from all_errors(narrower)
+
+
+@pytest.mark.parametrize("kind", list(all_errors()))
+def test_every_error_ends_with_the_exit_code_of_its_class(
+    kind: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        error = kind.__new__(kind)
+        errors.PeInferError.__init__(error, "file: value. Remedy.", code=errors.Code.GAP)
+        raise error
+
+    monkeypatch.setattr(command_line, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == kind.exit_code
+    assert capsys.readouterr().err == "pe-infer: error [series.gap] file: value. Remedy.\n"
+
+
+def test_the_help_names_every_exit_code_and_no_other() -> None:
+    named = CliRunner().invoke(command_line.app, ["--help"], env={"COLUMNS": "400"}).output
+    found = re.findall(r"(\d+) ", named.partition("Exit status:")[2])
+    assert {int(code) for code in found} == {kind.exit_code for kind in all_errors()} | {0, 10, 130}  # type: ignore[attr-defined]
+
+
+def test_the_command_line_starts_without_scipy_and_engines() -> None:
+    slow = ("scipy", "pe_infer.phantom", "openvino", "onnxruntime")
+    program = f"import sys, pe_infer.cli.app; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_doctor_names_the_engines_and_their_versions(cli: Cli) -> None:
     done = cli("doctor")
     assert done.returncode == 0
@@ -135,6 +276,19 @@ def test_doctor_names_the_engines_and_their_versions(cli: Cli) -> None:
     assert "onnxruntime" in done.stdout
     facts = json.loads(cli("doctor", "--json").stdout)["facts"]
     assert facts["engine auto"] in {"openvino", "onnxruntime"}
+
+
+def test_doctor_reports_engines_that_cannot_be_loaded(cli: Cli, tmp_path: Path) -> None:
+    environment = broken(tmp_path, "openvino")  # the one that auto would take
+    done = cli("doctor", "--json", **environment)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert "libmissing.so" in report["facts"]["engine openvino"]
+    assert report["facts"]["engine auto"].startswith("fails: ")
+    assert any("--engine onnxruntime" in hint for hint in report["hints"])
+    done = cli("doctor", **broken(tmp_path, "openvino", "onnxruntime"))
+    assert done.returncode == 6
+    assert "pip install openvino" in done.stdout
 
 
 def test_phantom_writes_dicom_and_truth(cli: Cli, tmp_path: Path) -> None:
@@ -151,3 +305,105 @@ def test_phantom_writes_dicom_and_truth(cli: Cli, tmp_path: Path) -> None:
 def test_version_and_help(cli: Cli) -> None:
     assert cli("--version").stdout.startswith("pe-infer ")
     assert "Exit status" in cli("--help").stdout
+
+
+# the demo: a coarse phantom, as fast as it can be pushed
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    monkeypatch.setattr(demo_command, "SLICE_SPACING_MM", 5.0)
+
+    def run(*arguments: object) -> tuple[int, str]:
+        done = CliRunner().invoke(
+            command_line.app,
+            ["demo", "--rate", "10000", "--engine", "onnxruntime", *map(str, arguments)],
+            env={"XDG_CACHE_HOME": str(tmp_path / "cache")},
+            catch_exceptions=False,
+        )
+        return done.exit_code, done.output
+
+    return run
+
+
+def test_the_demo_prints_the_verdict_beside_the_truth(
+    demo: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    code, output = demo("--positive", "--bundle", make(tmp_path / "bundle"))
+    assert code == 0, output
+    right = "Pulmonary embolism: POSITIVE" in output
+    assert f"truth: emboli; the verdict is {'right' if right else 'WRONG'}" in output
+    for expected in ("where the network looked", "emboli, largest first", "last slice to result"):
+        assert expected in output
+
+
+def test_the_demo_calls_no_verdict_neither_right_nor_wrong(
+    demo: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    gate = {"low_hu": -950.0, "high_hu": -949.0, "min_fraction": 1.0}
+    code, output = demo("--negative", "--bundle", make(tmp_path / "bundle", grid={"gate": gate}))
+    assert code == 10, output
+    assert "truth: no emboli; there is no verdict" in output
+    assert "WRONG" not in output
+    assert "right" not in output
+
+
+# how it is laid out
+
+
+def test_a_terminal_gets_folded_columns_and_a_file_whole_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts = [("sha256", "0123456789abcdef" * 4), ("[bold]", "[red]no markup[/red]")]
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=40, color_system=None)
+    layout.print_facts(terminal, facts, title="[title]")
+    layout.print_table(terminal, ["[head]"], [["[cell]"]])
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 40
+    for text in ("[title]", "[bold]", "[red]no markup[/red]", "[cell]"):
+        assert text in shown
+    monkeypatch.setenv("COLUMNS", "40")
+    elsewhere = layout.open_console()
+    elsewhere.file = io.StringIO()
+    layout.print_facts(elsewhere, facts)
+    assert elsewhere.file.getvalue().splitlines() == [
+        f"sha256  {'0123456789abcdef' * 4}",
+        "[bold]  [red]no markup[/red]",
+    ]
+
+
+def test_slices_come_at_the_pace_and_late_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            assert seconds >= 0
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(pacing, "time", clock)
+    given = []
+    for item in pacing.paced("abcde", 2.0):
+        given.append((item, clock.now))
+        clock.now += 1.25 if item == "b" else 0.0
+    assert given == [("a", 0.0), ("b", 0.5), ("c", 1.75), ("d", 1.75), ("e", 2.0)]
+
+
+# python -m pe_infer.schemas
+
+
+def test_the_schemas_are_written_to_a_folder_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["schemas", str(tmp_path)])
+    schemas.main()
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        name: schemas.schema_text(name) for name in schemas.SCHEMAS
+    }
+    for arguments in ([], [str(tmp_path / "nowhere")]):
+        monkeypatch.setattr(sys, "argv", ["schemas", *arguments])
+        with pytest.raises(SystemExit, match="usage"):
+            schemas.main()

@@ -35,6 +35,7 @@ from pe_infer import (
     StudyResult,
     preprocess,
 )
+from pe_infer.detector import default_cache_dir
 from pe_infer.dicom import write_series
 from pe_infer.errors import Code
 from pe_infer.executor import Executor
@@ -416,14 +417,18 @@ def test_a_failed_study_lets_go_of_its_memory_and_remembers_why(
 
     monkeypatch.setattr(Executor, "push", fail)
     images = study(REGULAR)
-    with pytest.raises(StreamError, match="ZeroDivisionError"), detector.open() as stream:
+    with (
+        pytest.raises(EngineError, match="ZeroDivisionError") as first,
+        detector.open() as stream,
+    ):
         for image in images:
             stream.push(image)
         stream.finish(timeout=60)
     assert not stream._volume.positions_um
     assert stream._executor is None
-    with pytest.raises(StreamError, match="ZeroDivisionError"):  # though cancelled on exit
+    with pytest.raises(EngineError, match="ZeroDivisionError") as again:  # though cancelled on exit
         stream.push(images[0])
+    assert again.value is not first.value  # each caller has a traceback of its own
 
 
 def test_a_detector_lives_as_long_as_its_streams_and_its_worker_no_longer(tmp_path: Path) -> None:
@@ -580,6 +585,20 @@ def test_unknown_operating_points_and_engines_are_refused(tmp_path: Path) -> Non
         detector_of(folder, operating_point="nope")
     with pytest.raises(ConfigurationError, match="unknown"):
         detector_of(folder, engine="tensorflow")
+
+
+def test_without_a_home_a_cache_folder_must_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(ConfigurationError, match="cache_dir=None"):
+        Detector(make(tmp_path / "b"), precision="float32")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "pe_infer"
 
 
 def test_reading_a_folder_equals_passing_its_slices(tmp_path: Path, detector: Detector) -> None:

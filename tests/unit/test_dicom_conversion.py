@@ -1,8 +1,10 @@
 """One CT instance into slices: attributes, padding, stored bits, refusals."""
 
+import os
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import (
     FRAME_OF_REFERENCE,
@@ -19,7 +21,7 @@ from dicom_files import (
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from pe_infer.dicom import convert, slices_of
+from pe_infer.dicom import convert, open_series, slices_of
 from pe_infer.errors import Code, ConfigurationError, DicomError, GeometryError
 from pe_infer.geometry import SeriesInfo
 from pe_infer.result import Flag
@@ -88,14 +90,77 @@ def test_other_types_are_refused() -> None:
         convert(5)
 
 
-def test_folder_is_no_image(tmp_path: Path) -> None:
-    with pytest.raises(DicomError, match="cannot be opened"):
-        convert(tmp_path)
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    for name, reason in ((tmp_path, "no ordinary file"), ("a\0b", "null"), ("none", "No such")):
+        with pytest.raises(DicomError, match=reason) as caught:
+            convert(name)
+        assert caught.value.code is Code.UNREADABLE_FILE
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DicomError, match="no ordinary file"):
+        convert(tmp_path / "pipe")
 
 
 def test_messages_hold_no_patient_data() -> None:
     for change in ({"RescaleSlope": None}, {"BitsAllocated": 32}, {"PixelData": b"\0\0"}):
         assert "SECRET" not in str(refusal_of(ct_dataset(**change)))
+
+
+def test_sequences_in_the_place_of_values_are_not_printed() -> None:
+    secret = items(PatientName="SECRET^NAME")
+    dataset = ct_dataset()
+    dataset.add_new("SeriesDescription", "SQ", secret)
+    assert slices_of(dataset)[0].series.series_description is None
+    dataset.add_new("RescaleSlope", "SQ", secret)
+    error = refusal_of(dataset)
+    assert error.code is Code.INVALID_ATTRIBUTE
+    assert "SECRET" not in f"{error} {error.__cause__}"
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    dataset = ct_dataset()
+    dataset.add_new("RescaleSlope", "OB", b"x" * 5000)
+    assert len(str(refusal_of(dataset))) < 500
+
+
+@pytest.mark.parametrize(
+    ("character_set", "text"),
+    [
+        ("ISO_IR 192", "Thorax Gefäße 胸部"),
+        ("ISO_IR 144", "Грудь"),
+        (["", "ISO 2022 IR 87"], "胸部造影"),
+    ],
+)
+def test_text_in_other_character_sets(
+    character_set: str | list[str], text: str, tmp_path: Path
+) -> None:
+    dataset = ct_dataset(SpecificCharacterSet=character_set, SeriesDescription=text)
+    (image,) = slices_of(save(dataset, tmp_path / "a.dcm"))
+    assert image.series.series_description == text
+
+
+def test_text_of_several_values_is_joined() -> None:
+    (image,) = slices_of(ct_dataset(ConvolutionKernel=["I31f", " 3 "]))
+    assert image.series.convolution_kernel == "I31f\\3"
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    (image,) = slices_of(ct_dataset(SeriesDescription="a\x1b[2Jb\r\nfoo\0"))
+    assert image.series.series_description == "a [2Jb  foo"
+
+
+def test_settings_of_pydicom_do_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = save(ct_dataset(2.5), tmp_path / "a.dcm")
+    monkeypatch.setattr(pydicom.config, "use_DS_numpy", True)
+    assert slices_of(path)[0].geometry.image_position_mm == (-100.0, -90.0, 2.5)
+    settings = pydicom.config.settings
+    monkeypatch.setattr(settings, "reading_validation_mode", pydicom.config.RAISE)
+    dataset = ct_dataset()
+    dataset["SOPClassUID"]._value = "1.02.3"
+    assert refusal_of(dataset).code is Code.NOT_AXIAL_IMAGE
 
 
 # --- rescale
@@ -113,8 +178,21 @@ def test_trap_rescale_is_not_ignored() -> None:
     assert (image.rescale_slope, image.rescale_intercept) == (0.5, -1000.0)
 
 
-def test_zero_slope_is_refused() -> None:
-    assert refusal_of(ct_dataset(RescaleSlope=0)).code is Code.INVALID_ATTRIBUTE
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"RescaleSlope": 0},
+        {"RescaleSlope": "1e-12"},
+        {"RescaleSlope": "1e12"},
+        {"RescaleIntercept": "-1e12"},
+    ],
+)
+def test_rescale_beyond_the_arithmetic_is_refused_before_decoding(
+    change: dict[str, object],
+) -> None:
+    with pytest.raises(DicomError, match=next(iter(change))) as caught:
+        open_series([ct_dataset(**change)])
+    assert caught.value.code is Code.INVALID_ATTRIBUTE
 
 
 @pytest.mark.parametrize("kind", ["US", "OD", "mgml", "HUX"])
@@ -185,6 +263,11 @@ def test_empty_attribute_is_missing(keyword: str) -> None:
         {"Columns": 65535},
         {"NumberOfFrames": 2},
         {"NumberOfFrames": 0},
+        {"NumberOfFrames": 2_000_000_000},
+        {"ImagePositionPatient": ["1e306", 0, "1e306"]},
+        {"ImageOrientationPatient": ["1e200", 0, 0, 0, "1e200", 0]},
+        {"ImageOrientationPatient": [100, 0, 0, 0, 100, 0]},
+        {"PixelSpacing": ["1e308", "1e308"]},
     ],
 )
 def test_attribute_without_sense_is_refused(change: dict[str, object]) -> None:
@@ -227,7 +310,7 @@ def test_trap_orientation_vectors_that_are_not_exactly_unit_length() -> None:
 
 def test_bad_geometry_names_the_file(tmp_path: Path) -> None:
     path = save(ct_dataset(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), tmp_path / "skew.dcm")
-    with pytest.raises(GeometryError, match=r"skew\.dcm") as caught:
+    with pytest.raises(GeometryError, match=r"skew\.dcm.*Send the original images") as caught:
         convert(path)
     assert caught.value.code is Code.BAD_GEOMETRY
 
@@ -275,12 +358,20 @@ def test_prone_is_seen_in_the_orientation_if_the_position_is_missing() -> None:
         ["DERIVED", "SECONDARY", "SCREEN SAVE"],
         ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"],
         ["DERIVED", "PRIMARY", "PERFUSION", "RCBF"],
+        ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"],
+        ["DERIVED", "PRIMARY", "AXIAL", "MAT_REMOVED"],
+        ["DERIVED", "PRIMARY", "AXIAL", "EFF_ATOMIC_NUM"],
+        ["DERIVED", "PRIMARY", "AXIAL", "ELECTRON_DENSITY"],
     ],
 )
 def test_trap_localizers_mixed_in(image_type: list[str]) -> None:
     error = refusal_of(ct_dataset(ImageType=image_type))
     assert error.code is Code.NOT_AXIAL_IMAGE
     assert "Send the axial CT reconstruction" in str(error)
+
+
+def test_virtual_monoenergetic_images_are_hounsfield_units() -> None:
+    assert len(slices_of(ct_dataset(ImageType=["DERIVED", "PRIMARY", "AXIAL", "VMI"]))) == 1
 
 
 def test_secondary_capture_with_modality_ct_is_no_slice() -> None:
@@ -407,6 +498,25 @@ def test_dense_padding_is_believed_if_a_corner_has_it() -> None:
     dataset = ct_dataset(pixels=pixels)
     dataset.add_new("PixelPaddingValue", "SS", 0)
     assert slices_of(dataset)[0].padding == (0, 0)
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+def test_range_of_padding_does_not_erase_tissue(limit: int) -> None:
+    dataset = ct_dataset(pixels=padded())
+    dataset.add_new("PixelPaddingValue", "SS", -2000)
+    dataset.add_new("PixelPaddingRangeLimit", "SS", limit)
+    assert slices_of(dataset)[0].padding is None
+
+
+@pytest.mark.parametrize("keyword", ["PixelPaddingValue", "PixelPaddingRangeLimit"])
+@pytest.mark.parametrize(("vr", "value"), [("SL", -100_000), ("UL", 4_294_965_296)])
+def test_padding_beyond_16_bits_is_refused(keyword: str, vr: str, value: int) -> None:
+    dataset = ct_dataset()
+    dataset.add_new("PixelPaddingValue", "SS", -2000)
+    dataset.add_new(keyword, vr, value)
+    error = refusal_of(dataset)
+    assert error.code is Code.INVALID_ATTRIBUTE
+    assert f"{keyword} is {value}" in str(error)
 
 
 def test_trap_padding_outside_of_the_stored_bits_stays_padding() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,33 @@ def test_padding_is_left_out_of_the_values(tmp_path: Path) -> None:
     assert series.pixels is not None
     assert series.pixels.low_hu == -750.0
     assert series.pixels.padded_fraction == pytest.approx(1 / 8)
+    assert series.pixels.padding_ignored == 0
+
+
+def test_images_that_form_no_stack_are_told(tmp_path: Path) -> None:
+    save(ct_dataset(0.0), tmp_path / "a.dcm")
+    save(ct_dataset(2.0, pixels=ramp(6, 7)), tmp_path / "b.dcm")
+    save(ct_dataset(4.0, FrameOfReferenceUID=None), tmp_path / "c.dcm")
+    report = inspect(tmp_path)
+    (series,) = report.series
+    assert series.sizes == ((6, 7), (8, 10))
+    assert series.frames_of_reference == 2
+    shown = CliRunner().invoke(APP, [str(tmp_path)]).stdout
+    assert "3 in 3 instances, 6 x 7 / 8 x 10" in shown
+    assert "frames of reference     2" in shown
+
+
+def test_padding_that_is_not_believed_is_told(tmp_path: Path) -> None:
+    for z in (0.0, 2.0):
+        dataset = ct_dataset(z)
+        dataset.add_new("PixelPaddingValue", "SS", 0)  # in no corner
+        save(dataset, tmp_path / f"{z}.dcm")
+    (series,) = inspect(tmp_path).series
+    assert series.pixels is not None
+    assert series.pixels.padding_ignored == 2
+    assert series.pixels.padded_fraction == 0.0
+    shown = CliRunner().invoke(APP, [str(tmp_path)]).stdout
+    assert "padding not believed    in 2 images" in shown
 
 
 def test_tilt_gaps_and_shared_positions(tmp_path: Path) -> None:
@@ -117,7 +145,7 @@ def test_one_series_of_several(tmp_path: Path) -> None:
     save_series(tmp_path / "a", [0.0, 2.0])
     save_series(tmp_path / "b", [0.0, 2.0], SeriesInstanceUID="2.25.7", SeriesNumber=7)
     assert len(inspect(tmp_path).series) == 2
-    for name in (7, "7", "2.25.7"):
+    for name in (7, "7", "007", "2.25.7"):
         assert [s.summary.series_number for s in inspect(tmp_path, series=name).series] == [7]
 
 
@@ -174,6 +202,20 @@ def test_command_fails_if_nothing_is_usable(tmp_path: Path) -> None:
     done = CliRunner().invoke(APP, [str(tmp_path / "empty")])
     assert done.exit_code == 3
     assert "no DICOM image was found" in done.stdout
+
+
+def test_any_file_name_can_be_printed(tmp_path: Path) -> None:
+    (path,) = save_series(tmp_path, [0.0])
+    name = os.fsencode(tmp_path) + b"/\xff\x1b[2J\n.dcm"
+    try:
+        Path(os.fsdecode(name)).write_bytes(path.read_bytes()[:200])
+    except OSError:
+        pytest.skip("this file system does not take any bytes for a name")
+    done = CliRunner().invoke(APP, [str(tmp_path)])
+    assert done.exit_code == 3
+    assert r"\udcff\x1b[2J\n.dcm" in done.stdout
+    done = CliRunner().invoke(APP, ["--json", str(tmp_path)])
+    assert json.loads(done.stdout)["refusals"]
 
 
 def test_terminal_gets_tables(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_other_files_are_skipped_counted_and_flagged(tmp_path: Path) -> None:
     assert len(series) == 4
     (flag,) = series.flags
     assert flag.flag is Flag.FILES_SKIPPED
-    assert dict(flag.values) == {"hidden": 2, "not_dicom": 3}
+    assert dict(flag.values) == {"hidden": 3, "not_dicom": 3}
     assert "3 not DICOM" in flag.message
 
 
@@ -157,8 +157,12 @@ def test_paths_that_do_not_exist_and_empty_lists_are_refused(tmp_path: Path) -> 
         open_series(tmp_path / "missing")
     with pytest.raises(ConfigurationError, match="no files were given"):
         open_series([])
-    with pytest.raises(ConfigurationError, match="cannot read a int"):
-        open_series([5])  # type: ignore[list-item]
+    for source in (5, [5], b"a", None):
+        with pytest.raises(ConfigurationError, match="cannot read a"):
+            open_series(source)  # type: ignore[arg-type]
+    for name in ("a\0b", "a" * 5000):
+        with pytest.raises(ConfigurationError, match="does not exist"):
+            open_series(name)
 
 
 def test_file_named_by_the_caller_must_be_dicom(tmp_path: Path) -> None:
@@ -184,6 +188,16 @@ def test_trap_slices_without_position_are_not_dropped_silently(
     (summary,) = find_series(tmp_path)
     assert [problem.code for problem in summary.problems] == [Code.MISSING_ATTRIBUTE]
     assert summary.refusal is None
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "SOPClassUID"])
+def test_slices_that_do_not_say_what_they_are_are_not_set_aside(
+    keyword: str, tmp_path: Path
+) -> None:
+    good = [ct_dataset(z) for z in POSITIONS]
+    with pytest.raises(DicomError, match=keyword) as caught:
+        open_series([*good, ct_dataset(10.0, **{keyword: None})])
+    assert caught.value.code is Code.MISSING_ATTRIBUTE
 
 
 def test_number_of_refused_instances_is_told(tmp_path: Path) -> None:
@@ -310,6 +324,15 @@ def test_trap_same_instance_in_two_encodings_stays_in_the_series(tmp_path: Path)
     ]
     assert first.sop_instance_uid == second.sop_instance_uid
     np.testing.assert_array_equal(first.pixels, second.pixels)
+
+
+def test_one_identity_of_images_in_different_places_is_refused(tmp_path: Path) -> None:
+    save_series(tmp_path, POSITIONS, SOPInstanceUID="2.25.77")
+    with pytest.raises(SeriesError, match=r"2\.25\.77.*2\.500 and 0\.000 mm") as caught:
+        open_series(tmp_path)
+    assert caught.value.code is Code.CONFLICTING_DUPLICATE
+    (summary,) = find_series(tmp_path)
+    assert [problem.code for problem in summary.problems] == [Code.CONFLICTING_DUPLICATE]
 
 
 def test_lossy_and_prone_are_flagged_once(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_long_lists_are_cut() -> None:
         choose(many)
 
 
-@pytest.mark.parametrize("name", [2, "2", " 2 ", "2.25.2"])
+@pytest.mark.parametrize("name", [2, "2", " 2 ", "002", "+2", "2.25.2"])
 def test_series_is_named_by_number_or_uid(name: str | int) -> None:
     assert choose([GOOD, other()], name).summary.series_number == 2
 
@@ -122,11 +122,17 @@ def test_number_shared_with_a_localizer_is_the_axial_series() -> None:
     assert choose([scout, GOOD], 1).summary is GOOD
 
 
-@pytest.mark.parametrize("name", [9, "9.9", "²", "-1", ""])
+def test_number_may_be_negative() -> None:
+    assert choose([GOOD, replace(other(), series_number=-1)], -1).summary.series_number == -1
+
+
+@pytest.mark.parametrize("name", [9, "9.9", "²", "-1", "", "None", "9" * 5000])
 def test_unknown_series_lists_what_there_is(name: str | int) -> None:
+    nameless = replace(other(), series_instance_uid="", series_number=None)
     with pytest.raises(SeriesError, match="CTPA") as caught:
-        choose([GOOD], name)
+        choose([GOOD, nameless], name)
     assert caught.value.code is Code.NO_CT_SERIES
+    assert len(str(caught.value)) < 1000
 
 
 def test_named_localizer_is_refused_with_its_reason() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dicom_files import ct_dataset, enhanced_dataset, ramp, save
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.filewriter import dcmwrite
 from pydicom.pixels.decoders import HTJ2KLosslessDecoder, JPEGExtended12BitDecoder
 from pydicom.uid import (
@@ -91,6 +91,29 @@ def test_lossless_compression(syntax: UID, tmp_path: Path) -> None:
     assert found.flags == ()
 
 
+def jpeg_2000(values: np.ndarray, bits: int) -> Dataset:
+    dataset = ct_dataset(pixels=values, BitsStored=bits, HighBit=bits - 1)
+    dataset.compress(JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    return dataset
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("signed", [True, False])
+def test_lossless_jpeg_2000(signed: bool, bits: int) -> None:
+    values = (noise() if signed else noise() + 1024).astype(np.int16 if signed else np.uint16)
+    found = convert(jpeg_2000(values, bits))
+    np.testing.assert_array_equal(found.slices[0].pixels, values)
+    assert found.slices[0].pixels.dtype == values.dtype
+    assert found.flags == ()
+
+
+def test_jpeg_2000_of_another_sign_than_the_header_says() -> None:
+    values = noise()
+    dataset = jpeg_2000(values.view(np.uint16) & np.uint16(0x0FFF), 12)
+    dataset.PixelRepresentation = 1
+    np.testing.assert_array_equal(slices_of(dataset)[0].pixels, values)
+
+
 def test_lossy_compression_is_flagged() -> None:
     found = convert(compressed(JPEGLSNearLossless, jls_error=3))
     assert abs(found.slices[0].pixels.astype(int) - noise()).max() <= 3
@@ -116,6 +139,22 @@ def test_multi_frame_compression(tmp_path: Path) -> None:
     dataset.compress(JPEGLSLossless, generate_instance_uid=False)
     slices = slices_of(save(dataset, tmp_path / "a.dcm"))
     np.testing.assert_array_equal(np.stack([s.pixels for s in slices]), volume)
+
+
+def test_extended_offset_table(tmp_path: Path) -> None:
+    volume = np.stack([noise() + i for i in range(3)])
+    dataset = enhanced_dataset([0.0, 2.0, 4.0], volume)
+    dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=3))
+    data, offsets, lengths = encapsulate_extended(frames)
+    dataset.PixelData, dataset.ExtendedOffsetTableLengths = data, lengths
+    dataset.ExtendedOffsetTable = offsets
+    slices = slices_of(save(dataset, tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(np.stack([s.pixels for s in slices]), volume)
+    dataset.ExtendedOffsetTable = offsets[:8]
+    with pytest.raises(DicomError, match="Offset Table") as caught:
+        convert(save(dataset, tmp_path / "b.dcm"))
+    assert caught.value.code is Code.UNDECODABLE_PIXELS
 
 
 def test_fragments_without_offset_table() -> None:
@@ -149,18 +188,26 @@ def test_8_bit_jpeg_in_fragments(syntax: UID) -> None:
     assert [flag.flag for flag in found.flags] == [Flag.LOSSY_COMPRESSION]
 
 
-def test_file_without_preamble(tmp_path: Path) -> None:
-    for implicit in (True, False):
-        buffer = BytesIO()
-        dataset = ct_dataset()
-        if implicit:
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-        dcmwrite(buffer, dataset)
-        raw = buffer.getvalue()
-        start = raw.index(b"\x08\x00\x08\x00")  # ImageType, the first element of the data set
-        path = tmp_path / f"{implicit}.dcm"
-        path.write_bytes(raw[start:])
-        np.testing.assert_array_equal(slices_of(path)[0].pixels, ramp())
+@pytest.mark.parametrize(
+    ("syntax", "first"),
+    [
+        (ImplicitVRLittleEndian, b"\x08\x00\x08\x00"),  # ImageType begins the data set
+        (ExplicitVRLittleEndian, b"\x08\x00\x08\x00"),
+        (ExplicitVRBigEndian, b"\x00\x08\x00\x08"),
+    ],
+)
+def test_file_without_preamble(syntax: UID, first: bytes, tmp_path: Path) -> None:
+    dataset = ct_dataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    big = syntax == ExplicitVRBigEndian
+    if big:
+        dataset.PixelData = ramp().astype(">i2").tobytes()
+    buffer = BytesIO()
+    dcmwrite(buffer, dataset, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=not big)
+    raw = buffer.getvalue()
+    path = tmp_path / "a.dcm"
+    path.write_bytes(raw[raw.index(first) :])
+    np.testing.assert_array_equal(slices_of(path)[0].pixels, ramp())
 
 
 def test_dataset_without_transfer_syntax_is_refused() -> None:
@@ -307,7 +354,7 @@ def test_size_of_codestreams() -> None:
 
 @pytest.mark.parametrize("cut", range(0, 24, 3))
 def test_codestream_header_may_be_cut_anywhere(cut: int) -> None:
-    read_codestream(jpeg_header(100, 200, 12)[:cut])
+    assert read_codestream(jpeg_header(100, 200, 12)[:cut]) is None
 
 
 # --- the seam

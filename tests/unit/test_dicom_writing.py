@@ -116,6 +116,12 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         write_series(phantom(), tmp_path)
 
 
+def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ConfigurationError, match="folder cannot be made"):
+        write_series(phantom(), tmp_path / "file")
+
+
 def test_no_slices_and_several_series_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no slices"):
         write_series([], tmp_path)

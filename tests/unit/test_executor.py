@@ -344,11 +344,11 @@ def test_sequences_are_freed_after_their_last_reader(
     push_all(executor, in_order("up"))
     assert not any(shape[1:] == (4, 4, 4) and shape[0] == COUNT for shape, _ in made)
     made.clear()
-    hidden, gates = (COUNT, 2, 4, 4), (COUNT, 4, 4, 4)
-    seen: dict[str, tuple[int, int]] = {}
+    hidden, gates, score = (COUNT, 2, 4, 4), (COUNT, 4, 4, 4), (COUNT, 1)
+    seen: dict[str, tuple[int, ...]] = {}
 
     def look(name: str, _batch: int) -> None:
-        seen[name] = (alive(hidden), alive(gates))
+        seen[name] = (alive(hidden), alive(gates), alive(score))
 
     runtime.before_run = look
     gc.disable()  # by reference counts alone
@@ -358,10 +358,10 @@ def test_sequences_are_freed_after_their_last_reader(
     finally:
         gc.enable()
     assert seen == {
-        "toy/down.onnx": (1, 0),
-        "toy/project_up.onnx": (1, 1),
-        "toy/up.onnx": (1, 1),  # hidden_down is gone, hidden_up is there
-        "toy/score.onnx": (1, 0),
+        "toy/down.onnx": (1, 0, 0),
+        "toy/project_up.onnx": (1, 0, 1),  # its output lives for one batch
+        "toy/up.onnx": (1, 0, 1),  # and so does hidden_up
+        "toy/score.onnx": (1, 0, 1),
     }
 
 

@@ -1,11 +1,11 @@
-"""The manifest's own rules and the published schema."""
+"""The manifest's own rules, and that its JSON schema tells the same."""
 
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import toy_bundles as toy
 from hypothesis import given
@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from pe_infer import manifest as m
 from pe_infer import preprocess
-from pe_infer.bundle import validate
+from pe_infer.bundle import MANIFEST, SHIPPED, shipped, validate
 from pe_infer.errors import BundleError, Code
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "bundle.schema.json"
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -55,6 +54,17 @@ def test_a_manifest_survives_being_written() -> None:
     assert manifest.operating_point() == manifest.operating_points[0]
     assert manifest.operating_point("balanced") == manifest.operating_points[0]
     assert manifest.operating_point("none") is None
+    assert manifest.operating_point("") is None
+
+
+def test_manifests_are_what_the_schema_says() -> None:
+    schema = m.manifest_schema()
+    jsonschema.validate(document(), schema)
+    for name in shipped():
+        jsonschema.validate(json.loads((SHIPPED / name / MANIFEST).read_text()), schema)
+    for change in ({"colour": "red"}, {"rule": {"kind": "vote"}}, {"format_version": 2}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document(), **change}, schema)
 
 
 @pytest.mark.parametrize(

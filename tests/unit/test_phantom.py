@@ -17,6 +17,7 @@ from pe_infer.phantom.acquisition import Layout, apply_kernel
 from pe_infer.phantom.raster import Capsules, Lattice, Upsampler, add_occupancy
 from pe_infer.phantom.sampling import Draw, stream
 from pe_infer.phantom.tree import Root, grow
+from pe_infer.phantom.truth import distance_mm, embolus_voxels_mm
 
 SMALL = dataclasses.replace(
     DEFAULT,
@@ -28,6 +29,41 @@ SMALL = dataclasses.replace(
     padded_circle_probability=0.0,
 )
 SEEDS = (1, 2, 3)
+# Of version 1 of the generator: slices, mean HU of the negative study, places and HU of the emboli,
+# embolus and artery voxels.
+KNOWN = {
+    1: (
+        60,
+        -487.2,
+        [
+            "left interlobar",
+            "right upper segmental",
+            "right lower segmental",
+            "left lower segmental",
+            "right lower segmental",
+            "left lower segmental",
+        ],
+        [50.24, 36.37, 50.05, 61.28, 70.75, 54.57],
+        377,
+        4665,
+    ),
+    2: (
+        58,
+        -547.3,
+        ["right truncus", "left upper segmental", "left lower segmental"],
+        [40.87, 71.22, 77.23],
+        139,
+        5254,
+    ),
+    3: (
+        65,
+        -409.0,
+        ["right lower lobar", "right upper lobar", "left lower lobar"],
+        [74.76, 65.37, 39.3],
+        139,
+        5201,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +180,7 @@ def test_slices_form_one_ascending_series(
     )
 
 
-def test_padding_and_stored_offset_do_not_change_the_values() -> None:
+def test_padding_leaves_the_pixels_inside_the_circle_alone() -> None:
     coarse = dataclasses.replace(SMALL, slice_spacing_mm=(20.0, 20.0))
     padded = dataclasses.replace(coarse, padded_circle_probability=1.0)
     plain, circled = (generate(4, positive=False, config=c) for c in (coarse, padded))
@@ -153,6 +189,44 @@ def test_padding_and_stored_offset_do_not_change_the_values() -> None:
         inside = b.pixels != b.padding[0]
         assert 0.7 < inside.mean() < 0.85
         np.testing.assert_array_equal(a.pixels[inside], b.pixels[inside])
+
+
+def test_embolus_voxels_are_those_of_the_mask_in_patient_coordinates(
+    pairs: dict[int, tuple[PhantomStudy, PhantomStudy]],
+) -> None:
+    negative, positive = pairs[1]
+    voxels = embolus_voxels_mm(positive)
+    assert voxels.shape == (int(positive.embolus_mask.sum()), 3)
+    for embolus in positive.emboli:
+        assert distance_mm(voxels, embolus.centre_mm) < 1e-3
+    x, y, z = voxels[0].tolist()
+    far = distance_mm(voxels[:1], (x + 3.0, y, z - 4.0))
+    assert far == pytest.approx(5.0, rel=1e-4)
+    assert distance_mm(embolus_voxels_mm(negative), (x, y, z)) == float("inf")
+
+
+def test_a_seed_means_the_same_patient_as_ever(
+    pairs: dict[int, tuple[PhantomStudy, PhantomStudy]],
+) -> None:
+    """Data were generated with it: what it draws may not change (rounding may, by machine)."""
+    found = {}
+    for seed in SEEDS:
+        negative, positive = pairs[seed]
+        found[seed] = (
+            len(positive.slices),
+            round(float(hu(negative).mean()), 1),
+            [e.place for e in positive.emboli],
+            [round(e.hu, 2) for e in positive.emboli],
+            int(positive.embolus_mask.sum()),
+            int(positive.artery_mask.sum()),
+        )
+    for seed, (slices, mean_hu, places, embolus_hu, clot, artery) in found.items():
+        known = KNOWN[seed]
+        assert (slices, places) == (known[0], known[2])
+        assert mean_hu == pytest.approx(known[1], abs=0.2)
+        assert embolus_hu == pytest.approx(known[3], abs=0.02)
+        assert clot == pytest.approx(known[4], abs=3)
+        assert artery == pytest.approx(known[5], rel=1e-3)
 
 
 def test_a_slice_spacing_can_be_asked_for() -> None:

@@ -202,6 +202,32 @@ def test_a_rescale_that_makes_no_numbers_is_refused(rescale: dict[str, float]) -
         replace(study([0])[0], **rescale)
 
 
+@pytest.mark.parametrize("padding", [(-(2**40), 0), (0, 2**16), (5, 4), (-32769, -32769)])
+def test_a_padding_that_is_no_range_of_stored_values_is_refused(padding: tuple[int, int]) -> None:
+    with pytest.raises(GeometryError, match="no range of stored values"):
+        replace(study([0])[0], padding=padding)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "named"),
+    [
+        ("image_position_mm", (0.0, 0.0, 1e306), "at most 100000 mm"),
+        ("image_position_mm", (0.0, float("nan"), 0.0), "at most 100000 mm"),
+        ("row_spacing_mm", 1e308, "at most 100000 mm"),
+        ("col_spacing_mm", float("inf"), "at most 100000 mm"),
+        ("row_spacing_mm", 0.0, "must be positive"),
+        ("row_direction", (1e200, 0.0, 0.0), "not made of unit vectors"),
+        ("row_direction", (100.0, 0.0, 0.0), "not made of unit vectors"),
+        ("col_direction", (0.0, float("nan"), 0.0), "not made of unit vectors"),
+        ("col_direction", (0.0, 0.0, 0.0), "not made of unit vectors"),
+        ("col_direction", (0.5, 0.8, 0.0), "not orthogonal"),
+    ],
+)
+def test_a_place_without_sense_is_refused(attribute: str, value: object, named: str) -> None:
+    with pytest.raises(GeometryError, match=named):
+        replace(study([0])[0].geometry, **{attribute: value})
+
+
 def test_two_slices_at_one_position_are_refused() -> None:
     with pytest.raises(SeriesError, match=r"second slice at 1\.000 mm"):
         list(preprocess.slabs(study([0, 1000, 1000]), GRID))

@@ -24,17 +24,22 @@ def names(nodes: Sequence[Any]) -> list[str]:
 def test_head_first_arrival_leaves_only_the_second_half_for_later(bundle: Bundle) -> None:
     plan = Program(bundle.manifest).plan("down")
 
-    assert names(plan.online) == ["encoder", "project_down", "down", "project_up"]
-    assert names(plan.deferred) == ["up", "score", "study_logit"]
-    assert plan.retained == {"attention", "stage1_logit", "gates_up"}
+    assert names(plan.online.nodes) == ["encoder", "project_down", "down", "project_up"]
+    assert [names(sweep.nodes) for sweep in plan.deferred] == [["up", "score"]]
+    assert names(plan.study) == ["study_logit"]
+    assert plan.online.kept == {"attention", "stage1_logit", "gates_up"}
 
 
 def test_feet_first_arrival_still_encodes_and_projects(bundle: Bundle) -> None:
     plan = Program(bundle.manifest).plan("up")
 
-    assert names(plan.online) == ["encoder", "project_down"]
-    assert names(plan.deferred) == ["down", "project_up", "up", "score", "study_logit"]
-    assert plan.retained == {"attention", "stage1_logit", "gates_down"}
+    assert names(plan.online.nodes) == ["encoder", "project_down"]
+    down, up = plan.deferred
+    assert (down.direction, names(down.nodes)) == ("down", ["down"])
+    assert (up.direction, names(up.nodes)) == ("up", ["project_up", "up", "score"])
+    assert (down.kept, down.freed) == ({"hidden_down"}, set())
+    assert (up.kept, up.freed) == ({"score"}, {"hidden_down"})
+    assert plan.online.kept == {"attention", "stage1_logit", "gates_down"}
 
 
 def test_a_free_order_is_the_one_with_more_work_online(bundle: Bundle, both_ways: Bundle) -> None:
@@ -54,14 +59,20 @@ def test_up_is_best_where_the_first_scan_goes_up(bundle: Bundle) -> None:
 
 def test_both_directions_are_online_in_their_own_arrival(both_ways: Bundle) -> None:
     program = Program(both_ways.manifest)
-    assert names(program.plan("down").deferred) == ["backward", "score"]
-    assert names(program.plan("up").deferred) == ["forward", "score"]
+    for arrival, other in (("down", "backward"), ("up", "forward")):
+        (sweep,) = program.plan(arrival).deferred
+        assert names(sweep.nodes) == [other, "score"]
 
 
 def test_the_order_of_nodes_in_the_manifest_does_not_matter(bundle: Bundle) -> None:
     reversed_nodes = tuple(reversed(bundle.manifest.nodes))
     program = Program(bundle.manifest.model_copy(update={"nodes": reversed_nodes}))
-    assert names(program.plan("down").online) == ["encoder", "project_down", "down", "project_up"]
+    assert names(program.plan("down").online.nodes) == [
+        "encoder",
+        "project_down",
+        "down",
+        "project_up",
+    ]
 
 
 def test_memory_is_counted_per_slab_and_at_the_largest_moment(bundle: Bundle) -> None:
@@ -69,10 +80,22 @@ def test_memory_is_counted_per_slab_and_at_the_largest_moment(bundle: Bundle) ->
     row = 4 * 16  # one channel of a 4 x 4 map, float32
     kept = 4 + row + 4 * row  # logit, attention, the projection that the next scan reads
     states = 2 * 2 * row  # h and c of the online scan
-    last = 2 * row  # what the deferred scan writes, while the score is made
-    assert program.memory_bytes(10, "down") == 10 * (kept + states + last + 4)
-    kept, later = 4 + row + 4 * row, 2 * row + 4 * row
-    assert program.memory_bytes(10, "up") == 10 * (kept + later)
+    assert program.memory_bytes(10, "down") == 10 * (kept + states + 4)  # and the score
+    kept, hidden = (
+        4 + row + 4 * row,
+        2 * row,
+    )  # what the first scan writes, until the second has run
+    assert program.memory_bytes(10, "up") == 10 * (kept + hidden + 4)
+
+
+def test_a_map_that_shrinks_its_input_runs_with_its_writer(bundle: Bundle) -> None:
+    def shrink(document: dict[str, Any]) -> None:
+        document["sequences"]["gates_up"]["shape"] = [1, 4, 4]
+
+    down, up = edited(bundle, shrink).plan("up").deferred
+    assert names(down.nodes) == ["down", "project_up"]
+    assert down.kept == {"gates_up"}
+    assert names(up.nodes) == ["up", "score"]
 
 
 # what is refused

@@ -11,7 +11,7 @@ from strategies import positions, study
 from pe_infer.errors import Code, SeriesError
 from pe_infer.geometry import PatientGrid, Slice, Window
 from pe_infer.result import Flag
-from pe_infer.sequencer import MAX_REWINDS, REORDER_WINDOW, Sequencer
+from pe_infer.sequencer import DIRECTION_SLICES, MAX_REWINDS, REORDER_WINDOW, Sequencer
 
 GRID = PatientGrid(
     rows=4,
@@ -71,17 +71,43 @@ def test_slabs_come_while_slices_arrive(upward: bool) -> None:
     history, forgotten, sequencer = stream(images)
     assert sequencer.direction == ("up" if upward else "down")
     assert forgotten == 0
-    counts = [len(valid) for valid in history]
-    assert counts[REORDER_WINDOW] == 0
-    # A slab is there as soon as a pitch beyond its last plane and the reorder window have passed.
-    assert counts[30] >= (30 - REORDER_WINDOW - 2.5 - 5) // 5
+    assert not history[DIRECTION_SLICES - 2]
     assert history[-1] == sorted(history[-1], reverse=not upward)
+    for image, valid in zip(
+        images[DIRECTION_SLICES - 1 :], history[DIRECTION_SLICES - 1 :], strict=False
+    ):
+        # A slab is there as soon as the slice a pitch beyond its last plane is.
+        newest = image.position_um
+        assert valid == [
+            c for c in history[-1] if (c + 5000 <= newest if upward else c - 5000 >= newest)
+        ]
+
+
+def test_after_a_late_slice_the_frontier_keeps_a_distance() -> None:
+    images = study([*REGULAR, 20_500])
+    order = [*images[:40], images[60], *images[40:60]]
+    history, _, _ = stream(order)
+    for image, valid in list(zip(order, history, strict=False))[41:]:
+        frontier = image.position_um - 1000 * REORDER_WINDOW
+        assert valid == [c for c in history[-1] if c + 5000 <= frontier]
+
+
+def test_a_change_to_thicker_slices_is_no_gap_and_a_missing_thick_slice_is() -> None:
+    where = [*range(0, 60_000, 4000), *range(63_000, 120_000, 7000)]
+    images = [
+        replace(image, geometry=replace(image.geometry, thickness_mm=4.0 if at < 60_000 else 7.0))
+        for at, image in zip(where, study(where), strict=True)
+    ]
+    history, _, _ = stream(images)
+    assert max(history[-2]) + 5000 + 7000 > where[-1]
+    history, _, _ = stream([*images[:20], *images[21:]])
+    assert max(history[-2]) + 2500 <= where[19]
 
 
 @given(st.integers(0, 2**32))
-def test_jitter_within_the_window_costs_nothing(seed: int) -> None:
+def test_jitter_in_a_regular_series_costs_nothing(seed: int) -> None:
     rng = random.Random(seed)
-    order = sorted(range(60), key=lambda i: i + rng.uniform(0, 2.9) if i > REORDER_WINDOW else i)
+    order = sorted(range(60), key=lambda i: i + rng.uniform(0, 2.9) if i >= DIRECTION_SLICES else i)
     images = study(REGULAR)
     history, forgotten, _ = stream([images[i] for i in order])
     assert forgotten == 0
@@ -134,6 +160,28 @@ def test_a_duplicate_is_ignored_and_a_second_version_refused() -> None:
     with pytest.raises(SeriesError, match="second version") as caught:
         sequencer.add(replace(images[7], pixels=images[7].pixels + 1), b"other")
     assert caught.value.code is Code.CONFLICTING_DUPLICATE
+
+
+def test_one_identity_in_two_places_is_refused_and_nothing_changes() -> None:
+    images = study(REGULAR)
+    sequencer = Sequencer(GRID)
+    for image in images[:30]:
+        sequencer.add(image, digest(image))
+    impostor = replace(images[30], sop_instance_uid=images[3].sop_instance_uid)
+    with pytest.raises(SeriesError, match=r"at 30\.000 and 3\.000 mm") as caught:
+        sequencer.add(impostor, digest(impostor))
+    assert caught.value.code is Code.CONFLICTING_DUPLICATE
+    assert list(sequencer.positions_um) == REGULAR[:30]
+    frames = [
+        replace(image, sop_instance_uid="1", frame_number=n) for n, image in enumerate(images)
+    ]
+    assert judged(frames) == set()
+
+
+def test_padding_that_is_not_used_is_flagged() -> None:
+    images = study(REGULAR)
+    images[7] = replace(images[7], padding_ignored=True)
+    assert judged(images) == {Flag.PADDING_IGNORED}
 
 
 @pytest.mark.parametrize("newer_first", [True, False])
