@@ -60,7 +60,8 @@ test-dist: $(VENV)/test  ## wheel from the sdist, installed into an empty enviro
 	build/dist-venv/bin/python -m pip install --quiet --disable-pip-version-check build/dist/*.whl
 	cd build && dist-venv/bin/pe-infer --version && dist-venv/bin/pe-infer bundles list
 
-test-export: $(VENV)/export  ## what needs PyTorch: models, export parity, training
+test-export: $(VENV)/export $(VENV)/lint  ## what needs PyTorch: models, export parity, training
+	$(BIN)/mypy --package export
 	$(BIN)/python -m pytest tests/export
 
 lint: $(VENV)/lint  ## ruff, mypy, clang-format

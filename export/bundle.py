@@ -21,16 +21,26 @@ from rich.console import Console
 from rich.table import Table
 
 from export.calibration import choose_points, fit_calibration
+from export.command_line import reported
+from export.evaluate import checkpoint_hashes
 from export.golden import golden_positions_um, golden_slabs
 from export.model_card import model_card
-from export.models.stage1 import SlabClassifier
+from export.models.stage1 import TOTAL_STRIDE, SlabClassifier
 from export.models.stage2 import StudyNet
 from export.onnx_export import SLAB, GraphNode, export_graphs, graph_nodes, round_weights
-from export.parity import LENGTHS, ParityReport, check_parity, sequences_of_modules
+from export.parity import (
+    LENGTHS,
+    ParityReport,
+    assembly_differences,
+    check_parity,
+    sequences_of_modules,
+)
 from export.training.checkpoint import load_checkpoint
-from export.training.config import DataSettings, Settings, load_settings
+from export.training.config import DataSettings, Settings, Stage1Settings, load_settings
+from export.training.features import CACHE_FILE
+from export.training.stage2 import FEATURES_FOLDER
 from pe_infer.bundle import Bundle, GoldenData, write_bundle
-from pe_infer.errors import Code, InputError, PeInferError
+from pe_infer.errors import Code, InputError
 from pe_infer.manifest import FORMAT_VERSION, PREPROCESSING_VERSION
 
 OUTPUTS = {"study_logit": "study_logit", "slab_logit": "stage1_logit", "attention": "attention"}
@@ -75,7 +85,16 @@ class BundleSettings(Settings):
 
 @dataclass(frozen=True)
 class Trained:
-    """Both networks with the mean weights of their checkpoints, and where they come from."""
+    """Both networks with the mean weights of their checkpoints, and where they come from.
+
+    Attributes:
+        stage1: In evaluation mode.
+        stage2: In evaluation mode.
+        data: What stage 1 was trained on.
+        validation: ``logits`` and ``labels`` (1 = PE) of stage 2's validation studies; empty before
+            its first epoch.
+        provenance: ``training`` of the manifest, without the evaluation.
+    """
 
     stage1: SlabClassifier
     stage2: StudyNet
@@ -87,21 +106,26 @@ class Trained:
 def load_trained(paths: Sequence[Path]) -> Trained:
     """Read one checkpoint of each stage, in any order.
 
+    Where stage 2 still lies in the folder of its run, with the features it was trained on, it is
+    checked that this stage 1 made them.
+
     Raises:
         InputError: They are not one checkpoint of each stage, or do not fit together.
+        ConfigurationError: They were trained on different grids, or one on the patients that the
+            other was validated on.
     """
-    contents: dict[int, tuple[Path, dict[str, Any]]] = {}
-    for path in paths:
-        stage = _stage_of(path)
-        contents[stage] = (path, load_checkpoint(path, stage=stage))
-    if sorted(contents) != [1, 2]:
+    contents = [(path, load_checkpoint(path)) for path in paths]
+    stages = sorted(content["stage"] for _, content in contents)
+    if stages != [1, 2]:
         raise InputError(
-            f"{[str(p) for p in paths]} are checkpoints of stages {sorted(contents)}, "
+            f"{[str(p) for p in paths]} are checkpoints of stages {stages}, "
             "expected one of each stage",
             code=Code.INVALID_ARGUMENT,
         )
-    (path1, one), (path2, two) = contents[1], contents[2]
-    data = DataSettings.model_validate(one["data"])
+    (path1, one), (path2, two) = sorted(contents, key=lambda entry: int(entry[1]["stage"]))
+    data, data2 = (DataSettings.model_validate(content["data"]) for content in (one, two))
+    data2.refuse_mixing(data, str(path1))
+    _refuse_other_features(path1, path2)
     stage1 = SlabClassifier(data.grid.planes_per_slab, one["width"])
     stage1.load_state_dict(one["mean"])
     if two["in_channels"] != stage1.feature_channels:
@@ -109,14 +133,25 @@ def load_trained(paths: Sequence[Path]) -> Trained:
             f"{path2} reads {two['in_channels']} features, {path1} makes {stage1.feature_channels}",
             code=Code.INVALID_ARGUMENT,
         )
-    stage2 = StudyNet(two["in_channels"], two["settings"]["filters"], data.grid.rows // 16)
+    cells = data.grid.rows // TOTAL_STRIDE
+    stage2 = StudyNet(two["in_channels"], two["settings"]["filters"], cells)
     stage2.load_state_dict(two["mean"])
+    phase = Stage1Settings.model_validate(one["settings"]).phase[one["progression"]["phase"]]
     provenance = {
         "data": data.name,
+        "seeds": {
+            f"{split} of {stage}": [seeds.first_seed, seeds.pairs]
+            for stage, settings in (("stage 1", data), ("stage 2", data2))
+            for split, seeds in (
+                ("training", settings.train),
+                ("validation", settings.validation),
+            )
+        },
         "stage1": {
             "sha256": _sha256(path1),
             "progression": one["progression"],
             "width": one["width"],
+            "loss": phase.loss.model_dump(),
         },
         "stage2": {"sha256": _sha256(path2), "progression": two["progression"]},
         "stage1_start": one.get("start"),
@@ -213,19 +248,30 @@ def make_bundle(
             model card.
 
     Raises:
-        InputError: The graphs do not compute what PyTorch computes.
+        InputError: The graphs do not compute what PyTorch computes, or the evaluation is of other
+            weights.
         BundleError: The bundle would not be valid.
     """
+    weights = checkpoint_hashes(trained.provenance)
+    if evaluation is not None and evaluation.get("checkpoints") != weights:
+        raise InputError(
+            f"the evaluation is of the checkpoints {evaluation.get('checkpoints')}, the bundle has "
+            f"{weights}. Evaluate these weights with 'python -m export.evaluate'.",
+            code=Code.INVALID_ARGUMENT,
+        )
     grid = trained.data.grid
-    nodes = graph_nodes(trained.stage1, trained.stage2, grid.rows)
-    round_weights(nodes)
+    networks = (trained.stage1, trained.stage2)
+    nodes = graph_nodes(*networks, grid.rows)
     codes = golden_slabs(grid.planes_per_slab, grid.rows, grid.cols)
     slabs = codes.astype(np.float32) / np.float32(255)
+    study = np.concatenate([slabs] * (max(LENGTHS) // len(slabs) + 1))[: max(LENGTHS)]
+    assembly = assembly_differences(nodes, networks, study)
+    round_weights(nodes)
     sequences = sequences_of_modules(nodes, slabs)
     sequences["study_logit"] = sequences["score"].mean(axis=0, keepdims=True)
     golden = GoldenData(
         slabs=codes,
-        positions_um=golden_positions_um(),
+        positions_um=golden_positions_um(grid.pitch_um * grid.slab_step),
         outputs={
             name: values[0] if name == "study_logit" else values
             for name, values in ((o, sequences[s]) for o, s in OUTPUTS.items())
@@ -235,8 +281,7 @@ def make_bundle(
     document = manifest_of(settings, trained, nodes, shapes, evaluation)
     with tempfile.TemporaryDirectory() as scratch:
         files = export_graphs(nodes, Path(scratch))
-        study = np.concatenate([slabs] * (max(LENGTHS) // len(slabs) + 1))[: max(LENGTHS)]
-        report = check_parity(nodes, files, trained.stage1, trained.stage2, study)
+        report = check_parity(nodes, files, networks, study, assembly=assembly)
         if not report.passed:
             raise InputError(
                 f"the exported graphs differ from PyTorch: {report}", code=Code.INVALID_ARGUMENT
@@ -276,16 +321,17 @@ def _mean_node() -> dict[str, Any]:
     }
 
 
-def _stage_of(path: Path) -> int:
-    for stage in (1, 2):
-        try:
-            load_checkpoint(path, stage=stage)
-        except InputError:
-            if stage == 2:
-                raise
-        else:
-            return stage
-    raise AssertionError(path)
+def _refuse_other_features(stage1: Path, stage2: Path) -> None:
+    """Two encoders of one shape fit every stage 2, but only one made what it was trained on."""
+    cache = stage2.parent / FEATURES_FOLDER / CACHE_FILE
+    if cache.exists():
+        made_by, given = json.loads(cache.read_text())["stage1_sha256"], _sha256(stage1)
+        if made_by != given:
+            raise InputError(
+                f"{stage2} was trained on the features of stage 1 {made_by[:12]}, {stage1} is "
+                f"{given[:12]}",
+                code=Code.INVALID_ARGUMENT,
+            )
 
 
 def _sha256(path: Path) -> str:
@@ -302,13 +348,10 @@ def main(
 ) -> None:
     """Make a bundle of two checkpoints."""
     console = Console()
-    try:
+    with reported(console):
         settings = load_settings(config, BundleSettings)
         measured = json.loads(evaluation.read_text()) if evaluation else None
         bundle, report = make_bundle(settings, load_trained(checkpoints), out, measured)
-    except PeInferError as exc:
-        console.print(f"[red]error:[/] {exc}")
-        raise typer.Exit(exc.exit_code) from exc
     table = Table("graph", "kB", "difference from PyTorch", title=f"{bundle.folder}")
     for name, difference in report.nodes.items():
         table.add_row(name, f"{len(bundle.files[f'{name}.onnx']) / 1024:.0f}", f"{difference:.1e}")

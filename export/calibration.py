@@ -37,7 +37,15 @@ class Point:
 
 
 def fit_calibration(logits: Sequence[float], labels: Sequence[float]) -> PlattScaling:
-    """Platt scaling; the unscaled logit where the data do not support a rising curve."""
+    """Platt scaling by a weakly regularised logistic regression.
+
+    Args:
+        logits: Of validation studies of both classes.
+        labels: 1 = PE, 0 = none.
+
+    Returns:
+        The unscaled logit where the data do not support a rising curve.
+    """
     model = LogisticRegression(C=10.0)
     model.fit(np.asarray(logits)[:, None], np.asarray(labels) > 0.5)
     scale = float(model.coef_[0, 0])
@@ -49,7 +57,12 @@ def fit_calibration(logits: Sequence[float], labels: Sequence[float]) -> PlattSc
 def choose_points(probabilities: NDArray[np.float64], labels: Sequence[float]) -> list[Point]:
     """Operating points ``balanced`` (largest sum of both), ``sensitive`` and ``specific``.
 
-    Thresholds lie half-way between neighbouring probabilities.
+    Thresholds lie half-way between neighbouring probabilities. What is said of the points is
+    measured on the studies that chose them, hence too good.
+
+    Args:
+        probabilities: (N,) calibrated, of validation studies of both classes.
+        labels: 1 = PE, 0 = none.
     """
     truth = np.asarray(labels) > 0.5
     false_share, true_share, _ = roc_curve(truth, probabilities, drop_intermediate=False)

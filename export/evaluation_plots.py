@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-if TYPE_CHECKING:
-    from export.evaluate import StudyCase
+from export.measures import StudyCase
 
 SIZE = (5.0, 4.5)
 
 
-def write_plots(studies: "Sequence[StudyCase]", folder: Path) -> None:
-    """Write ``roc.png`` (studies and slabs) and ``probabilities.png`` to a folder."""
+def write_plots(studies: Sequence[StudyCase], folder: Path) -> None:
+    """Write ``roc.png`` (studies and slabs) and ``probabilities.png`` to a folder.
+
+    Args:
+        studies: At least one pair, all at one threshold.
+        folder: Must be there.
+    """
     slabs = [slab for study in studies for slab in study.slabs]
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
@@ -35,8 +38,7 @@ def write_plots(studies: "Sequence[StudyCase]", folder: Path) -> None:
     for name, positive in (("emboli", True), ("no emboli", False)):
         chosen = [s.probability for s in studies if s.positive is positive]
         axes.hist(chosen, bins=edges, alpha=0.6, label=name)
-    if studies:
-        axes.axvline(studies[0].threshold, color="black", linewidth=0.8, label="threshold")
+    axes.axvline(studies[0].threshold, color="black", linewidth=0.8, label="threshold")
     axes.set(xlabel="probability", ylabel="studies", title="synthetic studies")
     axes.legend()
     figure.savefig(folder / "probabilities.png", dpi=120, bbox_inches="tight")

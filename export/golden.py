@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLABS = 3
-PITCH_UM = 5000
 AIR, LUNG, SOFT, BONE, CONTRAST = 0, 30, 178, 235, 222  # of a slab in [0, 255]
 
 
@@ -32,9 +31,9 @@ def golden_slabs(channels: int, rows: int, cols: int) -> NDArray[np.uint8]:
     return slabs
 
 
-def golden_positions_um() -> NDArray[np.int64]:
-    """(``SLABS``,) positions of the golden slabs."""
-    return np.arange(SLABS, dtype=np.int64) * PITCH_UM
+def golden_positions_um(step_um: int) -> NDArray[np.int64]:
+    """(``SLABS``,) positions of the golden slabs, ``step_um`` apart."""
+    return np.arange(SLABS, dtype=np.int64) * step_um
 
 
 def _paint(

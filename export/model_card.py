@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from export.training.validation import HIT_DISTANCE_MM
+
 HEADLINES = {
     "study_auc": "study AUC",
     "sensitivity": "sensitivity at the default operating point",
     "specificity": "specificity at the default operating point",
     "slab_auc": "slab AUC",
-    "peak_hit": "attention peak within 10 mm of an embolus, all positive slabs",
+    "peak_hit": f"attention peak within {HIT_DISTANCE_MM:.0f} mm of an embolus, all positive slabs",
     "peak_control": "the same places in the patients without emboli (control)",
 }
 
@@ -22,7 +24,7 @@ the study its probability. What the paper does not say is marked [ours] in `expo
 
 
 def model_card(document: Mapping[str, Any]) -> str:
-    """Markdown text.
+    """Markdown text; every number in it comes from the manifest.
 
     Args:
         document: The manifest of the bundle; ``training.evaluation`` is what ``export.evaluate``
@@ -43,12 +45,21 @@ def model_card(document: Mapping[str, Any]) -> str:
         f"- Data: {training['data']}. Every patient is there twice, with emboli and without.",
         f"- Stage 1: {_progress(training['stage1'])}.",
         f"- Stage 2: {_progress(training['stage2'])}.",
+        f"- Last loss of stage 1: {_loss(training['stage1']['loss'])} (the paper: 1, 1 and none).",
     ]
     start = training.get("stage1_start")
     while start:
         lines.append(f"- Stage 1 started from a run on {start['data']}: {_progress(start)}.")
         start = start.get("start")
-    lines += ["", "## Operating points", "", "| name | threshold | measured |", "|---|---|---|"]
+    lines += [
+        "",
+        "## Operating points",
+        "",
+        "What is measured on the very studies that a threshold was chosen on is too good.",
+        "",
+        "| name | threshold | measured on the studies it was chosen on |",
+        "|---|---|---|",
+    ]
     for point in document["operating_points"]:
         measured = ", ".join(
             f"{k} {v:.2f}" if isinstance(v, float) else f"{k}: {v}"
@@ -64,16 +75,24 @@ def model_card(document: Mapping[str, Any]) -> str:
 
 def _progress(stage: Mapping[str, Any]) -> str:
     at = stage["progression"]
-    return f"{at['step']} steps, {at['minutes']:.0f} minutes on two CPU cores"
+    return f"{at['step']} steps, {at['minutes']:.0f} minutes"
+
+
+def _loss(weights: Mapping[str, float]) -> str:
+    names = {"cross_entropy": "cross-entropy", "dice": "Dice", "focal": "focal loss per cell"}
+    return " + ".join(f"{weights[key]:g} {name}" for key, name in names.items())
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     if evaluation is None:
         return ["Not evaluated."]
     first, count = evaluation["first_seed"], evaluation["pairs"]
+    unseen = "that training never saw" if evaluation["held_out"] else "that training may have seen"
+    slabs = evaluation["positive_slabs"]
     lines = [
-        f"On {count} pairs of synthetic studies that training never saw (seeds {first} to",
-        f"{first + count - 1}).",
+        f"On {count} pairs of synthetic studies {unseen} (seeds {first} to",
+        f"{first + count - 1}), with {evaluation['engine']}. {slabs['scored']} slabs are positive;",
+        f"{slabs['gated']} more did not pass the gate and are in no measure of slabs.",
         "",
         "| measure | value | 95 % interval |",
         "|---|---|---|",
@@ -87,7 +106,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     if trivial:
         lines += [
             "",
-            "Study AUC of scores that need no network:",
+            "Study AUC of scores that need no network, each in the direction that suits it. The",
+            "last one is a logistic regression, cross-validated over patients.",
             "",
             "| score | AUC |",
             "|---|---|",

@@ -4,9 +4,9 @@ A recurrent layer becomes two nodes: its input projection, a ``map`` over all sl
 recurrence, a ``scan`` of one slab (T = 1, batch 1, no loop inside). A norm or pool that follows a
 recurrent layer is part of the next map.
 
-Graphs compute in float32. Weight arrays are stored as float16 with a Cast behind them; vectors
-(biases, norms) stay float32. Batch norms of the encoder are folded into its convolutions; those of
-the recurrent net stay, because zero padding comes after them.
+Graphs compute in float32. Arrays of at least ``MIN_HALF_VALUES`` weights are stored as float16 with
+a Cast behind them; smaller ones (biases, norms) stay float32. Batch norms of the encoder are folded
+into its convolutions; those of the recurrent net stay, because zero padding comes after them.
 """
 
 import contextlib
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from export.models.stage1 import BasicBlock, SlabClassifier
+from export.models.stage1 import NO_PE, PE, TOTAL_STRIDE, BasicBlock, SlabClassifier
 from export.models.stage2 import ConvLstmCell, SequenceNorm, StudyNet
+from pe_infer.manifest import Precision
 
 OPSET = 18
 MIN_HALF_VALUES = 1024  # smaller arrays stay float32: they hold nothing worth saving
@@ -49,7 +50,7 @@ class GraphNode:
         shapes: Shape of every input and state without the first axis.
         direction: Of a scan.
         states: State tensors of a scan: input to output.
-        precision: What an engine may do: ``reduced`` or ``float32``.
+        precision: What an engine may do: see `pe_infer.manifest.Precision`.
     """
 
     name: str
@@ -60,7 +61,7 @@ class GraphNode:
     shapes: dict[str, tuple[int, ...]]
     direction: Literal["down", "up"] | None = None
     states: dict[str, str] = field(default_factory=dict)
-    precision: Literal["reduced", "float32"] = "reduced"
+    precision: Precision = "reduced"
 
     @property
     def file(self) -> str:
@@ -105,7 +106,8 @@ class EncoderGraph(nn.Module):
         head = self.model.head
         maps = functional.conv2d(features, head.weight[:, :, None, None], head.bias)
         means = maps.mean(dim=(2, 3))
-        return features, maps[:, 1:2], means[:, 1:2] - means[:, 0:1]
+        logit = means[:, PE : PE + 1] - means[:, NO_PE : NO_PE + 1]
+        return features, maps[:, PE : PE + 1], logit
 
 
 class ProjectionGraph(nn.Module):
@@ -167,7 +169,8 @@ def graph_nodes(stage1: SlabClassifier, stage2: StudyNet, size: int) -> list[Gra
     encoder = EncoderGraph(stage1)
     net = copy.deepcopy(stage2).eval().float()
     first, second = net.filters
-    cells, half = size // 16, size // 32
+    cells = size // TOTAL_STRIDE
+    half = cells // 2
     maps = {"features": "features", "attention": "attention", "stage1_logit": "stage1_logit"}
     nodes = [
         GraphNode(
@@ -206,7 +209,7 @@ def graph_nodes(stage1: SlabClassifier, stage2: StudyNet, size: int) -> list[Gra
                 shapes={"x": (4 * filters, out, out), "h": state, "c": state},
                 direction="down" if lstm.downwards else "up",
                 states={"h": "h_next", "c": "c_next"},
-                precision="float32",
+                precision="mixed",
             )
         )
 
@@ -229,11 +232,11 @@ def graph_nodes(stage1: SlabClassifier, stage2: StudyNet, size: int) -> list[Gra
 
 @torch.no_grad()
 def round_weights(nodes: list[GraphNode]) -> None:
-    """Round to float16, in place, exactly the weights that are stored as float16."""
+    """Round to float16, in place, exactly the weights that `store_half` stores as float16."""
     for node in nodes:
-        for parameter in node.module.parameters():
-            if parameter.numel() >= MIN_HALF_VALUES:
-                parameter.copy_(parameter.half().float())
+        for values in (*node.module.parameters(), *node.module.buffers()):
+            if values.is_floating_point() and values.numel() >= MIN_HALF_VALUES:
+                values.copy_(values.half().float())
 
 
 def example_inputs(node: GraphNode, count: int, rng: np.random.Generator) -> list[Tensor]:

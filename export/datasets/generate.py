@@ -4,7 +4,7 @@
 
 Every study goes through the product's own preprocessing. The grid phase is random because the
 phantom's positions are. Pairs that are in the store already are kept, so that the command can be
-stopped and given again.
+stopped and given again; a store of another phantom configuration is refused.
 """
 
 import dataclasses
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from export.datasets.store import StudyRecord, study_name, write_study
+from export.command_line import ConfigOption, PhantomOption, reported
+from export.datasets.store import StoredStudy, StudyRecord, study_name, write_study
 from export.training.config import DataSettings, load_settings
 from pe_infer import preprocess
-from pe_infer.errors import PeInferError
+from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
 
 HU_RANGE = (-1024, 3071)
-MASK_THRESHOLD = 500.0
+MASK_THRESHOLD = 500.0  # of `PhantomStudy.mask_slices`, 1000 within emboli: half of a voxel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,21 @@ def to_grid(study: PhantomStudy, grid: PatientGrid) -> GriddedStudy:
 
 
 def store_pair(store: Path, seed: int, grid: PatientGrid, config: PhantomConfig) -> int:
-    """Make one pair and store it, unless it is there; returns its seed."""
-    names = [study_name(seed, positive=p) for p in (True, False)]
-    if all((store / name / "study.json").exists() for name in names):
+    """Make one pair and store it, unless it is there; returns its seed.
+
+    Raises:
+        ConfigurationError: The pair that is there was made with another phantom configuration.
+        InputError: It was made by another version of the kernel.
+    """
+    folders = [store / study_name(seed, positive=p) for p in (True, False)]
+    if all((folder / "study.json").exists() for folder in folders):
+        for folder in folders:
+            made = str(StoredStudy(folder).record.phantom.get("configuration"))
+            if made != config.digest():
+                raise ConfigurationError(
+                    f"{folder} was made with phantom configuration {made[:12]}, now "
+                    f"{config.digest()[:12]}: name another --out"
+                )
         return seed
     for study in generate_pair(seed, config):
         gridded = to_grid(study, grid)
@@ -90,16 +103,16 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, config: PhantomConfig)
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="Data settings (TOML).")],
+    config: ConfigOption,
     out: Annotated[Path, typer.Option(help="Folder of the store.")],
     split: Annotated[Literal["train", "validation"], typer.Option(help="Which seeds.")] = "train",
     pairs: Annotated[int | None, typer.Option(help="Stop after this many pairs of it.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    phantom: Annotated[Path | None, typer.Option(help="Phantom configuration.")] = None,
+    phantom: PhantomOption = None,
 ) -> None:
     """Make a store of synthetic studies."""
     console = Console()
-    try:
+    with reported(console):
         settings = load_settings(config, DataSettings)
         phantom_config = PhantomConfig.load(phantom) if phantom else DEFAULT
         seeds = list(getattr(settings, split).seeds)[:pairs]
@@ -111,9 +124,6 @@ def main(
                     job.result()
             finally:
                 pool.shutdown(cancel_futures=True)
-    except PeInferError as exc:
-        console.print(f"[red]error:[/] {exc}")
-        raise typer.Exit(exc.exit_code) from exc
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ DIR``
 Every pair has its own emboli, grid phase, size of the patient and sharpness. The store has the form
 of ``export.datasets.generate``, so that stage 1 can be started on it. The real study must be one
 that may be used so; weights trained on it have to say where they come from.
+
+Validation pairs are of the same patient as training pairs: what is measured on them says whether
+training works, nothing about other patients.
 """
 
 import dataclasses
@@ -18,12 +21,12 @@ from rich.console import Console
 from rich.progress import track
 from scipy import ndimage
 
+from export.command_line import ConfigOption, reported
 from export.datasets.generate import HU_RANGE
 from export.datasets.semisynthetic import find_vessels, insert_emboli
 from export.datasets.store import StudyRecord, write_study
 from export.training.config import DataSettings, load_settings
 from pe_infer import dicom, preprocess
-from pe_infer.errors import PeInferError
 from pe_infer.geometry import PatientGrid, Slice
 
 SCALE = (0.85, 1.05)  # of the patient, in plane
@@ -32,7 +35,13 @@ SOFTNESS_PX = (0.3, 0.9)
 
 
 def varied(image: Slice, *, scale: float, shift_mm: float) -> Slice:
-    """The same slice of a patient of another size, at another height."""
+    """The same slice of a patient of another size in plane, at another height.
+
+    Args:
+        image: The slice.
+        scale: Factor on pixel spacings and on the place of the image in its plane.
+        shift_mm: Towards the head.
+    """
     geometry = image.geometry
     x, y, z = geometry.image_position_mm
     moved = dataclasses.replace(
@@ -81,12 +90,12 @@ def main(
     *,
     dicom_folder: Annotated[Path, typer.Option("--dicom", help="The real study.")],
     source: Annotated[str, typer.Option(help="Its collection and licence, for the record.")],
-    config: Annotated[Path, typer.Option(help="Data settings (TOML).")],
+    config: ConfigOption,
     out: Annotated[Path, typer.Option(help="Folder of the store.")],
 ) -> None:
     """Make a store of semi-synthetic studies."""
     console = Console()
-    try:
+    with reported(console):
         settings = load_settings(config, DataSettings)
         grid = settings.grid.to_grid()
         series = dicom.open_series(dicom_folder, None, prefer_contrast=True)
@@ -94,9 +103,6 @@ def main(
         seeds = [*settings.validation.seeds, *settings.train.seeds]
         for seed in track(seeds, "pairs", console=console):
             store_pair(out, seed, slices, grid, source)
-    except PeInferError as exc:
-        console.print(f"[red]error:[/] {exc}")
-        raise typer.Exit(exc.exit_code) from exc
 
 
 if __name__ == "__main__":

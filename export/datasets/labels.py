@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from export.models.stage1 import TOTAL_STRIDE
 
 MIN_CLOT_PIXELS = 12  # at 0.75 mm: 6.75 mm2 in the middle plane [ours]
-MIN_CELL_PIXELS = (
-    4  # fewer clot pixels than this in a cell of 16 x 16 say nothing either way [ours]
-)
+MIN_CELL_PIXELS = 4  # of a cell of 16 x 16; fewer clot pixels say nothing either way [ours]
+UNSURE = -100  # class of a slab that is neither positive nor negative
 
 Label = Literal["positive", "negative", "dropped"]
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pe_infer.errors import Code, InputError
+
 LUNG_HU = -500.0
 CLOSING_MM = 16.0  # closes the lung over its vessels, up to the hila
 VESSEL_HU = 130.0
@@ -42,7 +44,16 @@ class Vessels:
 
 
 def find_vessels(hu: Volume, spacing_mm: float, pitch_mm: float) -> Vessels:
-    """Vessels of the lung and the hila in planes (planes, rows, cols) in HU."""
+    """Vessels with contrast agent in the lung and the hila.
+
+    Args:
+        hu: (planes, rows, cols) HU.
+        spacing_mm: Pixel spacing.
+        pitch_mm: Distance of planes.
+
+    Raises:
+        InputError: The planes hold no lung, or no such vessel.
+    """
     smooth = ndimage.gaussian_filter(hu, (0.3, 0.8, 0.8))
     body = ndimage.binary_fill_holes(
         ndimage.binary_opening(smooth > -300, iterations=2).any(axis=0)
@@ -50,7 +61,7 @@ def find_vessels(hu: Volume, spacing_mm: float, pitch_mm: float) -> Vessels:
     air = (smooth < LUNG_HU) & (smooth > -980) & ndimage.binary_erosion(body, iterations=20)
     labels, count = ndimage.label(air)
     if count == 0:
-        raise ValueError("no lung in these planes")
+        raise InputError("no lung in these planes", code=Code.INVALID_ARGUMENT)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     lung = np.isin(labels, np.flatnonzero(sizes > 0.05 * sizes.max()))
@@ -59,12 +70,17 @@ def find_vessels(hu: Volume, spacing_mm: float, pitch_mm: float) -> Vessels:
     closed = np.stack([ndimage.distance_transform_edt(~p) > radius_px for p in outside])
     bright = (smooth > VESSEL_HU) & closed
     sampling = (spacing_mm, spacing_mm)
-    wide_px = LARGEST_VESSEL_MM
+    widest = LARGEST_VESSEL_MM
     core = np.stack(
-        [ndimage.distance_transform_edt(p, sampling) > wide_px for p in smooth > VESSEL_HU]
+        [ndimage.distance_transform_edt(p, sampling) > widest for p in smooth > VESSEL_HU]
     )
-    large = np.stack([ndimage.distance_transform_edt(~p, sampling) <= wide_px + 2.0 for p in core])
+    large = np.stack([ndimage.distance_transform_edt(~p, sampling) <= widest + 2.0 for p in core])
     mask = ndimage.binary_opening(bright & ~large, np.ones((1, 2, 2), dtype=bool))
+    if not mask.any():
+        raise InputError(
+            f"no vessel above {VESSEL_HU:.0f} HU in the lung: emboli need contrast agent",
+            code=Code.INVALID_ARGUMENT,
+        )
     radius = ndimage.distance_transform_edt(mask, (pitch_mm, *sampling)).astype(np.float32)
     return Vessels(mask, radius, smooth.astype(np.float32))
 
@@ -86,7 +102,9 @@ def insert_emboli(
     places = np.argwhere(vessels.mask)
     radii = vessels.radius_mm[vessels.mask]
     bins = np.digitize(radii, [1.0, 1.6, 2.4, 3.4, 5.0])
-    weights = (1.0 / np.bincount(bins))[bins] * np.array([0.3, 0.7, 1, 1, 1, 1])[bins]
+    weights = (1.0 / np.maximum(np.bincount(bins), 1))[bins] * np.array([0.3, 0.7, 1, 1, 1, 1])[
+        bins
+    ]
     weights /= weights.sum()
     for _ in range(int(rng.integers(*CLOTS_PER_STUDY))):
         seed = places[int(rng.choice(len(places), p=weights))]
@@ -115,7 +133,16 @@ def _embolus(
     pitch_mm: float,
     rng: np.random.Generator,
 ) -> tuple[Volume, tuple[slice, slice, slice]]:
-    """Occupancy in [0, 1] of one embolus, and the box it lies in."""
+    """Occupancy in [0, 1] of one embolus, and the box (planes, rows, cols) it lies in.
+
+    Args:
+        vessels: Where it may lie.
+        seed: (3,) voxel of a vessel.
+        length_mm: Diameter of the ball around ``seed`` that bounds it.
+        spacing_mm: Pixel spacing.
+        pitch_mm: Distance of planes.
+        rng: Source of all randomness.
+    """
     reach = np.ceil(length_mm / 2 / np.array([pitch_mm, spacing_mm, spacing_mm])).astype(int) + 2
     low = np.maximum(seed - reach, 0)
     high = np.minimum(seed + reach + 1, vessels.mask.shape)

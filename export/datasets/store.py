@@ -2,11 +2,12 @@
 
 A store is a folder with one folder per study::
 
-    STORE/0000042-positive/   planes.npy   (planes, rows, cols) int16, HU
-                              mask.npy     (planes, rows, ceil(cols / 8)) uint8, clot mask, bits
-                              packed study.json   seed, positions, slabs, what the phantom says of
-                              itself
-    STORE/0000042-negative/   the same patient without the emboli; no mask
+    STORE/0000042-positive/
+        planes.npy   (planes, rows, cols) int16, HU
+        mask.npy     (planes, rows, ceil(cols / 8)) uint8, clot mask, bits packed
+        study.json   seed, positions, slabs, what the phantom says of itself
+    STORE/0000042-negative/
+        the same patient without the emboli; no mask
 
 Studies are written to a temporary name and renamed, so that a folder is complete or absent.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_infer import preprocess
 from pe_infer.errors import Code, InputError
 
 POSITIVE, NEGATIVE = "positive", "negative"
@@ -62,8 +64,20 @@ class StoredStudy:
 
     @cached_property
     def record(self) -> StudyRecord:
-        """The description of the study."""
-        return StudyRecord(**json.loads((self.folder / "study.json").read_text()))
+        """The description of the study.
+
+        Raises:
+            InputError: Another version of the kernel made its planes.
+        """
+        path = self.folder / "study.json"
+        record = StudyRecord(**json.loads(path.read_text()))
+        if record.preprocessing_version != preprocess.VERSION:
+            raise InputError(
+                f"{path}: planes of preprocessing version {record.preprocessing_version}, expected "
+                f"{preprocess.VERSION}. Make the store again.",
+                code=Code.INVALID_ARGUMENT,
+            )
+        return record
 
     @cached_property
     def planes_hu(self) -> NDArray[np.int16]:
@@ -159,7 +173,7 @@ def open_pairs(
     if not found:
         raise InputError(
             f"{store}: no pair of studies from seed {first_seed} on. Make them with "
-            f"'python -m export.datasets.generate --out {store}'.",
+            f"'python -m export.datasets.generate --config DATA.toml --out {store}'.",
             code=Code.INVALID_ARGUMENT,
         )
     return found

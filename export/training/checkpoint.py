@@ -20,13 +20,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     draft.replace(path)
 
 
-def load_checkpoint(path: Path, *, stage: int) -> dict[str, Any]:
-    """Read a checkpoint of one stage.
+def load_checkpoint(path: Path, *, stage: int | None = None) -> dict[str, Any]:
+    """Read a checkpoint; its ``stage`` says of which of the two programs.
 
     Tensors and plain values only: nothing in the file is executed.
 
+    Args:
+        path: The file.
+        stage: The stage that is expected; ``None`` takes either.
+
     Raises:
-        InputError: The file is absent, is no checkpoint, or belongs to the other stage.
+        InputError: The file is absent, is no checkpoint of this program, or belongs to the other
+            stage.
     """
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint", code=Code.INVALID_ARGUMENT)
@@ -36,10 +41,11 @@ def load_checkpoint(path: Path, *, stage: int) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a checkpoint of this program: {exc}", code=Code.INVALID_ARGUMENT
         ) from exc
-    if content.get("format") != FORMAT or content.get("stage") != stage:
+    wanted = (1, 2) if stage is None else (stage,)
+    if content.get("format") != FORMAT or content.get("stage") not in wanted:
         raise InputError(
             f"{path}: format {content.get('format')}, stage {content.get('stage')}, "
-            f"expected format {FORMAT}, stage {stage}",
+            f"expected format {FORMAT}, stage {' or '.join(map(str, wanted))}",
             code=Code.INVALID_ARGUMENT,
         )
     return content
@@ -54,7 +60,7 @@ class MovingAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        """Start at the weights of the module."""
+        """Start at the weights of the module; ``decay`` is what remains of the mean per update."""
         self.decay = decay
         self.updates = 0
         self.state: dict[str, Tensor] = {

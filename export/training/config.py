@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from export.models.stage1 import TOTAL_STRIDE
 from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import Gate, PatientGrid, Window
 
@@ -89,6 +90,31 @@ class DataSettings(Settings):
                 raise ValueError(message)
         return self
 
+    def refuse_mixing(self, earlier: "DataSettings", source: str) -> None:
+        """Refuse to go on from what was trained on other planes, or on patients held back here.
+
+        Args:
+            earlier: Data settings of the earlier training.
+            source: Where it comes from, for messages.
+
+        Raises:
+            ConfigurationError: Its grid is another one, or it was trained on seeds that validate or
+                test here.
+        """
+        if earlier.grid != self.grid:
+            raise ConfigurationError(
+                f"{source} was trained on the grid of {earlier.name!r} ({earlier.grid}), expected "
+                f"that of {self.name!r} ({self.grid})"
+            )
+        seen = earlier.train.seeds
+        for name, held in (("validation", self.validation.seeds), ("test", self.test.seeds)):
+            if max(seen.start, held.start) < min(seen.stop, held.stop):
+                raise ConfigurationError(
+                    f"{source} was trained on seeds {seen.start} to {seen.stop - 1} of "
+                    f"{earlier.name!r}; {self.name!r} holds back {held.start} to {held.stop - 1} "
+                    f"for {name}: these patients would be known"
+                )
+
 
 class Stage1Loss(Settings):
     """Weights of the stage-1 loss; the paper's own loss is 1, 1, 0."""
@@ -100,10 +126,26 @@ class Stage1Loss(Settings):
 
 
 class Shares(Settings):
-    """What a batch is made of; the rest are negative slabs from anywhere."""
+    """What a batch is made of; the rest are negative slabs from anywhere.
 
-    positive: float = 0.4
-    paired_negative: float = 0.4
+    Attributes:
+        positive: Crops that hold clot.
+        paired_negative: The same places of the same patients without emboli, for as many of the
+            positives.
+    """
+
+    positive: float = Field(default=0.4, ge=0, le=1)
+    paired_negative: float = Field(default=0.4, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Shares":
+        if self.paired_negative > self.positive or self.positive + self.paired_negative > 1:
+            message = (
+                f"positive={self.positive} and paired_negative={self.paired_negative}: a batch "
+                "has no more paired negatives than positives, and no more than 1 of both"
+            )
+            raise ValueError(message)
+        return self
 
 
 class Phase(Settings):
@@ -125,22 +167,35 @@ class Phase(Settings):
     """
 
     name: str
-    width: float
-    crop: int
-    batch: int
-    steps: int
-    lr: float
-    warmup_steps: int = 100
+    width: float = Field(gt=0)
+    crop: int = Field(gt=0, multiple_of=TOTAL_STRIDE)
+    batch: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
     final_lr: float = 0.0
     min_clot_pixels: int = 12
     area_power: float = 0.0
     loss: Stage1Loss = Stage1Loss()
     shares: Shares = Shares()
-    validate_steps: int = 500
+    validate_steps: int = Field(default=500, ge=1)
 
 
 class Stage1Settings(Settings):
-    """Everything that decides a stage-1 run apart from the data."""
+    """Everything that decides a stage-1 run apart from the data.
+
+    Attributes:
+        seed: Of the weights and of the batches.
+        data: File with the data settings, relative to the settings' own folder.
+        phase: Phases in order; their widths never shrink.
+        weight_decay: Of convolutions and the head, not of norms and biases.
+        gradient_clip: Largest norm of the gradient.
+        ema_decay: Of the mean weights, per step.
+        refresh_steps: Steps between looks at the store, which may still be growing.
+        checkpoint_minutes: Minutes between checkpoints.
+        validation_pairs: Pairs that are validated on, from the first seed of the split on.
+        compile: Whether to use ``torch.compile``.
+    """
 
     seed: int
     data: str
@@ -166,12 +221,30 @@ class Stage2Settings(Settings):
     """Everything that decides a stage-2 run apart from the data and the encoder.
 
     Attributes:
+        seed: Of the weights, the order of the pairs and every random choice of a step.
+        data: File with the data settings, relative to the settings' own folder.
+        train_pairs: Pairs that are trained on.
+        validation_pairs: Pairs that are validated on.
+        epochs: Passes over the training pairs.
+        pairs_per_step: Pairs of studies per optimiser step.
+        lr: Highest learning rate.
+        final_lr: Learning rate at the end.
+        warmup_steps: Steps up to the highest learning rate.
+        weight_decay: Of all weights.
+        gradient_clip: Largest norm of the gradient.
+        dropout: Share of the mean vector dropped in training.
+        filters: Of the two blocks.
         window_slabs: Training uses this many neighbouring slabs of a study, around an embolus for
             positives and the same place for their twins, in ``window_share`` of the steps.
+        window_share: See ``window_slabs``.
+        drop_slab_share: Slabs that are replaced by the one below them.
+        left_right_share: Pairs that are mirrored.
         norm_steps: After this many steps the batch norms keep their running means: a batch of a few
             studies says too little about the next one.
         attention_gain: Start ``down1`` from the class activation map with this gain; 0 starts from
             noise.
+        ema_decay: Of the mean weights, per step.
+        checkpoint_minutes: Minutes between checkpoints.
     """
 
     seed: int

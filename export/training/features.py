@@ -25,6 +25,7 @@ from export.models.stage1 import SlabClassifier
 from export.training.config import GridSettings
 from pe_infer.errors import ConfigurationError
 
+CACHE_FILE = "cache.json"
 SCALE_PAIRS = 4
 HEADROOM = 1.5
 BATCH = 8
@@ -77,10 +78,10 @@ class FeatureCache:
 
 
 class Encoder:
-    """Stage 1 over the slabs of stored studies."""
+    """Stage 1 over the slabs of stored studies, in bfloat16 where PyTorch's autocast allows it."""
 
     def __init__(self, model: SlabClassifier, grid: GridSettings) -> None:
-        """Keep the frozen model."""
+        """Keep the frozen model and the grid of the store."""
         self.model = model.eval()
         self.grid = grid
 
@@ -111,7 +112,7 @@ def open_cache(
     Raises:
         ConfigurationError: The features in the folder come from another stage 1.
     """
-    path = folder / "cache.json"
+    path = folder / CACHE_FILE
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         highest = torch.zeros(encoder.model.feature_channels)
@@ -133,7 +134,10 @@ def open_cache(
 def cache_pair(
     cache: FeatureCache, encoder: Encoder, pair: StudyPair
 ) -> tuple[StudyFeatures, StudyFeatures]:
-    """Features of the positive and the negative study of a pair, encoded unless they are there."""
+    """Features of the positive and the negative study of a pair, encoded unless they are there.
+
+    Both have the slabs that passed the gate in the positive study, so that they are of one length.
+    """
     record = pair.positive.record
     positives = tuple(
         i for i, m in enumerate(record.slab_planes) if record.clot_pixels[m] >= MIN_CLOT_PIXELS

@@ -12,7 +12,8 @@ from monai.losses.dice import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
-from export.models.stage1 import Stage1Output
+from export.datasets.labels import UNSURE
+from export.models.stage1 import PE, Stage1Output
 from export.training.config import Stage1Loss
 
 EPS = 1e-6
@@ -30,7 +31,11 @@ class Stage1Terms:
 
 
 def normalised_attention(attention: Tensor) -> Tensor:
-    """Attention (N, 1, h, w) of every slab in [0, 1]: ReLU, then division by its maximum."""
+    """Attention of every slab in [0, 1]: ReLU, then division by its maximum [ours].
+
+    Args:
+        attention: (N, 1, h, w) float32 raw map.
+    """
     positive = functional.relu(attention)
     return positive / (positive.amax(dim=(2, 3), keepdim=True) + EPS)
 
@@ -59,14 +64,15 @@ def stage1_terms(
 
     Args:
         output: Of the network.
-        labels: (N,) int64, 1 = PE.
+        labels: (N,) int64, 1 = PE, 0 = none, ``UNSURE`` = neither: such a slab has no part in
+            cross-entropy and Dice.
         target: (N, 1, h, w) down-sampled clot mask.
         weight: (N, 1, h, w) weight of every cell in the dense loss.
         weights: Weight of every term.
     """
-    cross_entropy = functional.cross_entropy(output.logits, labels)
+    cross_entropy = functional.cross_entropy(output.logits, labels, ignore_index=UNSURE)
     per_slab = _dice(normalised_attention(output.attention), target).flatten()
-    positive = labels.float()
+    positive = (labels == PE).float()  # Dice is about annotated slabs only [ours]
     dice = (per_slab * positive).sum() / positive.sum().clamp(min=1.0)
     focal = dense_focal_loss(output.attention, target, weight, weights.focal_gamma)
     total = weights.cross_entropy * cross_entropy + weights.dice * dice + weights.focal * focal

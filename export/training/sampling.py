@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.datasets.augment import OFF, Strengths, augmented, windowed
-from export.datasets.labels import MIN_CLOT_PIXELS, attention_target, slab_label
+from export.datasets.labels import UNSURE, attention_target, slab_label
 from export.datasets.store import StoredStudy, StudyPair
+from export.models.stage1 import NO_PE, PE
 from export.training.config import GridSettings, Phase
 
 
@@ -55,13 +56,33 @@ class SlabIndex:
     negatives: list[SlabRef]
 
 
+CLASSES = {"positive": PE, "negative": NO_PE, "dropped": UNSURE}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One crop of a slab with what should be learnt from it.
+
+    Attributes:
+        slab: (planes, H, W) float32 in [0, 1].
+        label: 1 = PE, 0 = none; ``UNSURE`` where the crop shows less clot than a positive slab has.
+        target: (H/16, W/16) float32, down-sampled mask of the middle plane.
+        weight: (H/16, W/16) float32, weight of every cell in the dense loss.
+    """
+
+    slab: Tensor
+    label: int
+    target: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Tensors of one step.
 
     Attributes:
         slabs: (N, planes, H, W) float32 in [0, 1].
-        labels: (N,) int64, 1 = PE.
+        labels: (N,) int64, 1 = PE, 0 = none, or ``UNSURE``.
         target: (N, 1, H/16, W/16) float32, down-sampled mask of the middle plane.
         weight: (N, 1, H/16, W/16) float32, weight of every cell in the dense loss.
     """
@@ -98,12 +119,16 @@ def load_slab(
     crop: int,
     strengths: Strengths,
     generator: torch.Generator,
-) -> tuple[Tensor, bool, NDArray[np.float32], NDArray[np.float32]]:
+) -> Sample:
     """Cut, augment and window one slab.
 
-    Returns:
-        The slab (planes, crop, crop) in [0, 1], whether the crop is positive, and the target and
-        weight of its attention map.
+    Args:
+        ref: Which slab.
+        grid: Of the store.
+        corner: First row and column of the crop.
+        crop: Rows and columns of the crop.
+        strengths: Of the augmentation.
+        generator: Source of all randomness.
     """
     top, left = corner
     rows, cols = slice(top, top + crop), slice(left, left + crop)
@@ -115,13 +140,18 @@ def load_slab(
         mask = np.ascontiguousarray(
             ref.study.slab_mask(ref.middle, grid.planes_per_slab)[:, rows, cols]
         )
-    is_positive = int(mask[grid.planes_per_slab // 2].sum()) >= MIN_CLOT_PIXELS
+    clot_pixels = mask.sum(axis=(1, 2), dtype=np.int64)
+    label = slab_label(clot_pixels, grid.planes_per_slab // 2, grid.planes_per_slab)
     changed, moved = augmented(
-        torch.from_numpy(hu), torch.from_numpy(mask), strengths, generator, positive=is_positive
+        torch.from_numpy(hu),
+        torch.from_numpy(mask),
+        strengths,
+        generator,
+        positive=label != "negative",
     )
     target, weight = attention_target(moved.numpy())
     slab = windowed(changed, grid.window.low_hu, grid.window.high_hu)
-    return slab, is_positive, target, weight
+    return Sample(slab, CLASSES[label], target, weight)
 
 
 class BatchSource:
@@ -194,15 +224,13 @@ class BatchSource:
         )
 
 
-def _collated(
-    loaded: Sequence[tuple[Tensor, bool, NDArray[np.float32], NDArray[np.float32]]],
-) -> Batch:
-    slabs = torch.stack([slab for slab, _, _, _ in loaded])
+def _collated(samples: Sequence[Sample]) -> Batch:
+    slabs = torch.stack([s.slab for s in samples])
     return Batch(
         slabs=slabs.contiguous(memory_format=torch.channels_last),
-        labels=torch.tensor([int(positive) for _, positive, _, _ in loaded]),
-        target=torch.from_numpy(np.stack([t for _, _, t, _ in loaded])[:, None]),
-        weight=torch.from_numpy(np.stack([w for _, _, _, w in loaded])[:, None]),
+        labels=torch.tensor([s.label for s in samples]),
+        target=torch.from_numpy(np.stack([s.target for s in samples])[:, None]),
+        weight=torch.from_numpy(np.stack([s.weight for s in samples])[:, None]),
     )
 
 

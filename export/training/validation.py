@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from export.models.stage1 import TOTAL_STRIDE, SlabClassifier
+from export.models.stage1 import SlabClassifier
 from export.training.config import GridSettings
 from export.training.sampling import SlabRef, whole_slab
 
@@ -43,13 +43,16 @@ def peak_hits(attention: NDArray[np.float32], clot: NDArray[np.bool_], spacing_m
     """Whether the highest cell of an attention map lies within ``HIT_DISTANCE_MM`` of the clot.
 
     Args:
-        attention: (h, w) raw map.
+        attention: (h, w) raw map over the same plane; its cells are (rows/h, cols/w) pixels.
         clot: (rows, cols) mask of the middle plane, not empty.
         spacing_mm: Of the mask.
     """
+    if not clot.any():
+        raise ValueError("no clot: its distance means nothing")
     row, col = np.unravel_index(int(attention.argmax()), attention.shape)
     distance_px: NDArray[np.float64] = ndimage.distance_transform_edt(~clot)
-    centre = (int((row + 0.5) * TOTAL_STRIDE), int((col + 0.5) * TOTAL_STRIDE))
+    rows, cols = (size / cells for size, cells in zip(clot.shape, attention.shape, strict=True))
+    centre = (int((row + 0.5) * rows), int((col + 0.5) * cols))
     return bool(distance_px[centre] * spacing_mm <= HIT_DISTANCE_MM)
 
 
@@ -69,7 +72,10 @@ def choose_slabs(positives: Sequence[SlabRef], per_pair: int) -> list[SlabRef]:
 
 @torch.inference_mode()
 def score_slabs(model: SlabClassifier, refs: Sequence[SlabRef], grid: GridSettings) -> SlabScores:
-    """Score positive slabs and their twins; the model is left in evaluation mode."""
+    """Score positive slabs and their twins, hit or control alike; needs at least one slab.
+
+    The model is left in evaluation mode.
+    """
     model.eval()
     half = grid.planes_per_slab // 2
     logits: dict[bool, list[float]] = {True: [], False: []}

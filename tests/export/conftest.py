@@ -129,7 +129,7 @@ def features(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> FeatureSets:
     """Its features."""
-    encoder = Encoder(load_stage1(stage1_checkpoint), data_settings.grid)
+    encoder = Encoder(load_stage1(stage1_checkpoint, data_settings), data_settings.grid)
     folder = tmp_path_factory.mktemp("features")
     quiet = Console(quiet=True)
     return encode_all(STAGE2, data_settings, store, folder, encoder, quiet, stage1_sha256="a" * 64)
@@ -144,7 +144,7 @@ def checkpoints(
 ) -> list[Path]:
     """A checkpoint of each stage."""
     folder = tmp_path_factory.mktemp("stage2")
-    stage1 = load_stage1(stage1_checkpoint)
+    stage1 = load_stage1(stage1_checkpoint, data_settings)
     run = Stage2Run(STAGE2, data_settings, stage1, features, folder, resume=False)
     run.train(lambda: False, Console(quiet=True))
     return [folder / "checkpoint.pt", stage1_checkpoint]

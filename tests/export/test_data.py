@@ -1,5 +1,7 @@
 """Labels, masks, the store, sampling, settings."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 import torch
 
 from export.datasets.augment import OFF, Strengths, augmented, windowed
-from export.datasets.labels import attention_target, cell_counts, slab_label
-from export.datasets.store import open_pairs
+from export.datasets.labels import UNSURE, attention_target, cell_counts, slab_label
+from export.datasets.store import StoredStudy, open_pairs, study_name
 from export.training.config import (
     DataSettings,
     Phase,
@@ -17,7 +19,7 @@ from export.training.config import (
     load_data_settings,
     load_settings,
 )
-from export.training.sampling import BatchSource, index_slabs, prefetched
+from export.training.sampling import BatchSource, index_slabs, load_slab, prefetched
 from pe_infer.errors import ConfigurationError, InputError
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
@@ -91,6 +93,59 @@ def test_paired_negative_is_the_same_place_without_the_embolus(
         changed = positive != twin
         assert changed.any()
         assert (positive[changed] < twin[changed]).all()
+
+
+def test_a_crop_with_too_little_clot_has_no_class(store: Path, data_settings: DataSettings) -> None:
+    ref = index_slabs(open_pairs(store, first_seed=0, pairs=3), 5).positives[0]
+    mask = ref.study.slab_mask(ref.middle, 5)
+    labels: set[int] = set()
+    for top in range(0, 49, 4):
+        for left in range(0, 49, 4):
+            sample = load_slab(
+                ref,
+                data_settings.grid,
+                corner=(top, left),
+                crop=16,
+                strengths=OFF,
+                generator=torch.Generator(),
+            )
+            shown = mask[:, top : top + 16, left : left + 16]
+            enough = int(shown[2].sum()) >= 12
+            assert sample.label == (1 if enough else UNSURE if shown.any() else 0)
+            labels.add(sample.label)
+    assert labels == {0, 1, UNSURE}
+
+
+def test_pairs_end_at_the_first_gap(store: Path, tmp_path: Path) -> None:
+    for seed in (0, 2):
+        for positive in (True, False):
+            name = study_name(seed, positive=positive)
+            shutil.copytree(store / name, tmp_path / name)
+    assert [pair.seed for pair in open_pairs(tmp_path, first_seed=0, pairs=3)] == [0]
+
+
+def test_planes_of_another_kernel_are_refused(store: Path, tmp_path: Path) -> None:
+    name = study_name(0, positive=True)
+    shutil.copytree(store / name, tmp_path / name)
+    path = tmp_path / name / "study.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "preprocessing_version": 99}))
+    with pytest.raises(InputError, match="preprocessing version 99"):
+        _ = StoredStudy(tmp_path / name).record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop": 40},
+        {"shares": {"positive": 0.3, "paired_negative": 0.4}},
+        {"shares": {"positive": 0.7, "paired_negative": 0.4}},
+    ],
+)
+def test_impossible_phases_are_refused(change: dict[str, object]) -> None:
+    values = {"name": "x", "width": 1, "crop": 32, "batch": 10, "steps": 5, "lr": 1}
+    Phase.model_validate(values)
+    with pytest.raises(ValueError, match=r"multiple of 16|paired negatives"):
+        Phase.model_validate({**values, **change})
 
 
 def test_augmentation_moves_slab_and_mask_alike() -> None:

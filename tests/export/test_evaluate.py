@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from export.evaluate import run, summary
+from export.evaluate import case_folder, run
 from export.evaluation_plots import write_plots
+from export.measures import summary
 from export.trivial import NAMES
 from pe_infer import Detector
 from pe_infer.bundle_check import self_test
@@ -32,6 +33,11 @@ def test_a_pair_is_evaluated_and_remembered(
         assert self_test(detector.bundle, runtime).passed
         first = run(detector, [SEED], tmp_path, coarse, lambda seeds: seeds)
         again = run(detector, [SEED], tmp_path, coarse, lambda seeds: [s for s in seeds if s < 0])
+        folder = tmp_path / case_folder(detector, coarse)
+        assert (folder / "studies.jsonl").exists()
+        assert case_folder(detector, DEFAULT) != folder.name  # other phantoms, other cases
+    with Detector(bundle, cache_dir=None, warm_up=False, engine="onnxruntime") as other:
+        assert case_folder(other, coarse) != folder.name
     assert [case.positive for case in first] == [True, False]
     assert again == first
     positive, negative = first
@@ -40,7 +46,8 @@ def test_a_pair_is_evaluated_and_remembered(
     assert len(positive.slabs) == len(negative.slabs) > 5
     assert all((slab.hit is None) is not slab.at_clot for slab in positive.slabs)
     assert set(positive.trivial) == set(NAMES)
-    if places[0]:
-        assert 0.0 <= summary(first)["peak_hit"]["value"] <= 1.0
+    found = summary(first)
+    assert found["positive_slabs"]["scored"] == len(places[0])
+    assert ("peak_hit" in found) is bool(places[0])
     write_plots(first, tmp_path)
     assert (tmp_path / "roc.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""A phantom through the product's preprocessing into a store, and a bundle's evaluation."""
+"""A phantom through the product's preprocessing into a store; the scores that need no network."""
 
 import dataclasses
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from export.datasets.generate import store_pair, to_grid
-from export.datasets.store import open_pairs
-from export.evaluate import SlabCase, StudyCase, measures, read_cases, summary
+from export.datasets.store import StudyRecord, open_pairs, write_study
 from export.training.config import DataSettings, load_settings
 from export.trivial import NAMES, trivial_scores
 from pe_infer import preprocess
+from pe_infer.errors import ConfigurationError
 from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
@@ -48,6 +48,26 @@ def test_stored_planes_are_what_the_product_makes(
     assert record.phantom["configuration"] == small.digest()
 
 
+def test_a_store_of_another_phantom_is_refused(
+    pair: tuple[PhantomStudy, PhantomStudy], small: PhantomConfig, tmp_path: Path
+) -> None:
+    grid = load_settings(CONFIGS / "pe-data.toml", DataSettings).grid.to_grid()
+    for study in pair:
+        record = StudyRecord(
+            seed=4,
+            positive=study.positive,
+            positions_um=[0],
+            slab_planes=[],
+            clot_pixels=[0],
+            preprocessing_version=preprocess.VERSION,
+            phantom={"configuration": small.digest()},
+        )
+        write_study(tmp_path, record, np.zeros((1, 8, 8), np.int16), None)
+    assert store_pair(tmp_path, 4, grid, small) == 4  # it is there
+    with pytest.raises(ConfigurationError, match="another --out"):
+        store_pair(tmp_path, 4, grid, DEFAULT)
+
+
 def test_trivial_scores_are_numbers(pair: tuple[PhantomStudy, PhantomStudy]) -> None:
     grid = load_settings(CONFIGS / "pe-data.toml", DataSettings).grid.to_grid()
     gridded = to_grid(pair[1], grid)
@@ -55,48 +75,3 @@ def test_trivial_scores_are_numbers(pair: tuple[PhantomStudy, PhantomStudy]) -> 
     assert tuple(scores) == NAMES
     assert np.isfinite(list(scores.values())).all()
     assert scores["bright volume"] > 0
-
-
-def case(seed: int, probability: float, *, positive: bool) -> StudyCase:
-    slab = SlabCase(
-        position_mm=1.0,
-        positive=positive,
-        at_clot=True,
-        clot_pixels=30,
-        probability=probability,
-        peak=probability,
-        hit=positive,
-    )
-    return StudyCase(
-        seed=seed,
-        positive=positive,
-        probability=probability,
-        called=probability > 0.5,
-        threshold=0.5,
-        largest_mm3=1.0,
-        largest_place="left lower segmental" if seed % 2 else "right main",
-        seconds_after_last_slice=0.1,
-        slabs=[slab],
-        trivial=dict.fromkeys(NAMES, 0.0),
-    )
-
-
-def test_measures_and_their_intervals() -> None:
-    cases = [
-        case(s // 2, p, positive=t) for s, (t, p) in enumerate([(True, 0.9), (False, 0.1)] * 10)
-    ]
-    perfect = measures(cases)
-    assert perfect["study_auc"] == perfect["sensitivity"] == perfect["specificity"] == 1.0
-    assert perfect["peak_hit"] == 1.0
-    assert perfect["peak_control"] == 0.0
-    paired = [case(s // 2, 0.5, positive=s % 2 == 0) for s in range(20)]
-    result = summary(paired)
-    assert result["study_auc"] == {"value": 0.5, "interval": [0.5, 0.5]}
-    assert result["paired_order"]["value"] == 0.5
-    assert result["by_clot_size"][0]["slabs"] == 10
-    assert [row["studies"] for row in result["by_place"]] == [10, 10]
-    assert [row["verdicts_right"] for row in result["by_place"]] == [5, 5]
-
-
-def test_no_cases_yet(tmp_path: Path) -> None:
-    assert read_cases(tmp_path / "absent.jsonl") == []

@@ -1,15 +1,18 @@
 """Exported graphs against PyTorch, per node and per study, at lengths other than the traced one."""
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 import torch
 
 from export.models import SlabClassifier, StudyNet
-from export.onnx_export import GraphNode, export_graphs, graph_nodes, round_weights
-from export.parity import check_parity
+from export.onnx_export import OPSET, GraphNode, export_graphs, graph_nodes, round_weights
+from export.parity import STUDY_TOLERANCE, ParityReport, assembly_differences, check_parity
 
 SIZE = 64
 LENGTH = 7
@@ -42,17 +45,79 @@ def files(nodes: list[GraphNode], tmp_path_factory: pytest.TempPathFactory) -> d
     return dict(export_graphs(nodes, tmp_path_factory.mktemp("graphs")))
 
 
+@pytest.fixture(scope="module")
+def slabs() -> np.ndarray:
+    """(LENGTH, 5, SIZE, SIZE) in [0, 1]."""
+    return np.random.default_rng(3).random((LENGTH, 5, SIZE, SIZE), dtype=np.float32)
+
+
 def test_graphs_agree_with_pytorch(
-    networks: tuple[SlabClassifier, StudyNet], nodes: list[GraphNode], files: dict[str, Path]
+    networks: tuple[SlabClassifier, StudyNet],
+    nodes: list[GraphNode],
+    files: dict[str, Path],
+    slabs: np.ndarray,
 ) -> None:
-    slabs = np.random.default_rng(3).random((LENGTH, 5, SIZE, SIZE), dtype=np.float32)
-    report = check_parity(nodes, files, *networks, slabs)
+    assembly = assembly_differences(graph_nodes(*networks, SIZE), networks, slabs)
+    report = check_parity(nodes, files, networks, slabs, assembly=assembly)
     assert report.passed
     assert set(report.nodes) == set(files)
     assert max(report.nodes.values()) < 1e-4
-    assert sorted(report.studies) == [1, 5, 7]
+    assert sorted(report.studies) == sorted(report.assembly) == [1, 5, 7]
     assert max(report.studies.values()) < 1e-4
-    assert 0 < max(report.rounding.values()) < 0.05
+    assert max(report.assembly.values()) < 1e-4
+    assert max(report.rounding.values()) > 0
+
+
+def test_nodes_that_are_put_together_wrongly_are_noticed(
+    networks: tuple[SlabClassifier, StudyNet], slabs: np.ndarray
+) -> None:
+    stage1, stage2 = networks
+    weights = copy.deepcopy(stage2)
+    for layer in (weights.down1, weights.up1, weights.down2, weights.up2):
+        torch.nn.init.normal_(layer.cell.recurrent.weight, std=0.3)
+    torch.nn.init.normal_(weights.dense.weight, std=1.0)
+    made = graph_nodes(stage1, weights, SIZE)
+    assert max(assembly_differences(made, (stage1, weights), slabs).values()) < STUDY_TOLERANCE
+    for place, node in enumerate(made):
+        if node.kind == "scan":
+            turned = dataclasses.replace(
+                node, direction="up" if node.direction == "down" else "down"
+            )
+            wrong = [*made[:place], turned, *made[place + 1 :]]
+            differences = assembly_differences(wrong, (stage1, weights), slabs)
+            assert differences[1] < STUDY_TOLERANCE  # one slab has no direction
+            assert differences[LENGTH] > STUDY_TOLERANCE, node.name
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["nodes", "studies", "assembly", "rounding"])
+def test_one_difference_too_large_passes_nothing(name: str, value: float) -> None:
+    fine: dict[str, dict] = {
+        "nodes": {"a": 0.0, "b": 0.0},
+        "studies": {1: 0.0, 5: 0.0},
+        "assembly": {1: 0.0, 5: 0.0},
+        "rounding": {1: 0.0, 5: 0.0},
+    }
+    assert ParityReport(**fine).passed
+    last = list(fine[name])[-1]
+    assert not ParityReport(**{**fine, name: {**fine[name], last: value}}).passed
+
+
+def test_a_graph_that_gives_no_number_does_not_pass(
+    networks: tuple[SlabClassifier, StudyNet],
+    nodes: list[GraphNode],
+    files: dict[str, Path],
+    slabs: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    model = onnx.load(files["score"])
+    bias = next(i for i in model.graph.initializer if i.name == "dense.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), bias.name))
+    broken = tmp_path / "score.onnx"
+    onnx.save(model, broken)
+    report = check_parity(nodes, {**files, "score": broken}, networks, slabs[:1], assembly={1: 0.0})
+    assert np.isnan(report.nodes["score"])
+    assert not report.passed
 
 
 def test_nodes_of_the_program(nodes: list[GraphNode]) -> None:
@@ -77,7 +142,7 @@ def test_nodes_of_the_program(nodes: list[GraphNode]) -> None:
 def test_weights_are_stored_as_float16(files: dict[str, Path]) -> None:
     for path in files.values():
         model = onnx.load(path)
-        assert model.opset_import[0].version >= 17
+        assert [entry.version for entry in model.opset_import] == [OPSET]
         for initializer in model.graph.initializer:
             size = int(np.prod(initializer.dims))
             if initializer.data_type == onnx.TensorProto.FLOAT:

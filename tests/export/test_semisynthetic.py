@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from export.datasets.generate_semisynthetic import varied
 from export.datasets.semisynthetic import Vessels, find_vessels, insert_emboli
+from pe_infer.errors import InputError
+from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
 
 SPACING_MM, PITCH_MM = 0.75, 2.5
 
@@ -58,5 +61,25 @@ def test_same_seed_same_emboli(chest: np.ndarray, vessels: Vessels) -> None:
 
 
 def test_planes_without_lung_are_refused() -> None:
-    with pytest.raises(ValueError, match="no lung"):
+    with pytest.raises(InputError, match="no lung"):
         find_vessels(np.full((6, 96, 96), 40.0, dtype=np.float32), SPACING_MM, PITCH_MM)
+
+
+def test_planes_without_contrast_agent_are_refused(chest: np.ndarray) -> None:
+    with pytest.raises(InputError, match="contrast agent"):
+        find_vessels(np.minimum(chest, 60.0), SPACING_MM, PITCH_MM)
+
+
+def test_patient_of_another_size_keeps_the_centre_of_the_lattice() -> None:
+    geometry = SliceGeometry(
+        rows=4,
+        cols=6,
+        row_spacing_mm=1.0,
+        col_spacing_mm=2.0,
+        image_position_mm=(-10.0, 20.0, 30.0),
+    )
+    image = Slice(pixels=np.zeros((4, 6), np.int16), geometry=geometry, series=SeriesInfo())
+    moved = varied(image, scale=0.9, shift_mm=1.5).geometry
+    assert (moved.row_spacing_mm, moved.col_spacing_mm) == pytest.approx((0.9, 1.8))
+    x, y, z = geometry.centre_mm
+    assert moved.centre_mm == pytest.approx((0.9 * x, 0.9 * y, z + 1.5))

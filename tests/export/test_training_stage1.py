@@ -1,5 +1,7 @@
 """Stage 1: a resumed run is the run that was never stopped; growing changes nothing."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from export.command_line import stopping
 from export.models import SlabClassifier, widened
-from export.training.checkpoint import load_checkpoint
+from export.training.checkpoint import MovingAverage, load_checkpoint
 from export.training.config import DataSettings, Stage1Settings
-from export.training.stage1 import Stage1Run, learning_rate
+from export.training.schedule import Stopwatch, learning_rate
+from export.training.stage1 import Stage1Run
 from pe_infer.errors import ConfigurationError, InputError
 
 SETTINGS = Stage1Settings.model_validate(
@@ -81,9 +85,95 @@ def test_widened_network_computes_the_same() -> None:
         torch.testing.assert_close(one.logits, other.logits, atol=1e-4, rtol=1e-4)
 
 
+def test_a_run_can_start_from_the_mean_weights_of_a_narrower_one(
+    store: Path, data_settings: DataSettings, tmp_path: Path
+) -> None:
+    narrow = train(store, data_settings, tmp_path / "narrow", 3)
+    wide = SETTINGS.model_copy(update={"phase": SETTINGS.phase[1:]})
+    start = tmp_path / "narrow" / "checkpoint.pt"
+    run = Stage1Run(wide, data_settings, store, tmp_path / "wide", resume=False, start=start)
+    assert run.at.step == 0
+    for name, old in narrow.mean.state.items():
+        new = run.model.state_dict()[name]
+        torch.testing.assert_close(new[tuple(slice(n) for n in old.shape)], old)
+        assert torch.equal(run.mean.state[name], new)
+    run.train(lambda: True, Console(quiet=True))  # no step, a checkpoint
+    content = load_checkpoint(tmp_path / "wide" / "checkpoint.pt", stage=1)
+    assert content["start"]["progression"]["step"] == 3
+    grown = tmp_path / "wide" / "checkpoint.pt"
+    with pytest.raises(ConfigurationError, match="can only grow"):
+        Stage1Run(SETTINGS, data_settings, store, tmp_path / "no", resume=False, start=grown)
+
+
+def test_patients_held_back_now_may_not_have_been_trained_on(
+    store: Path, data_settings: DataSettings, tmp_path: Path
+) -> None:
+    train(store, data_settings, tmp_path / "one", 1)
+    checkpoint = tmp_path / "one" / "checkpoint.pt"
+    values = data_settings.model_dump()
+    swapped = DataSettings.model_validate(
+        {**values, "train": values["validation"], "validation": values["train"]}
+    )
+    with pytest.raises(ConfigurationError, match="holds back 0 to 2 for validation"):
+        Stage1Run(SETTINGS, swapped, store, tmp_path / "two", resume=False, start=checkpoint)
+    with pytest.raises(ConfigurationError, match="holds back 0 to 2 for validation"):
+        Stage1Run(SETTINGS, swapped, store, tmp_path / "one", resume=True)
+    values["grid"]["spacing_mm"] = 3.0
+    finer = DataSettings.model_validate(values)
+    with pytest.raises(ConfigurationError, match="grid"):
+        Stage1Run(SETTINGS, finer, store, tmp_path / "two", resume=False, start=checkpoint)
+
+
+def test_settings_of_another_run_cannot_resume_it(
+    store: Path, data_settings: DataSettings, tmp_path: Path
+) -> None:
+    train(store, data_settings, tmp_path, 8)
+    shorter = SETTINGS.model_copy(update={"phase": SETTINGS.phase[:1]})
+    with pytest.raises(ConfigurationError, match="settings of the run"):
+        Stage1Run(shorter, data_settings, store, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_an_end_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stopping(None) as stop:
+        assert not stop()
+        assert signal.getsignal(number) is not before
+        os.kill(os.getpid(), number)
+        assert stop()
+        assert signal.getsignal(number) is before  # a second one is not held up
+    with stopping(None) as stop:
+        assert not stop()
+    assert signal.getsignal(number) is before
+    with stopping(0.0) as stop:
+        assert stop()
+
+
+def test_mean_weights_follow_fast_at_first() -> None:
+    module = torch.nn.BatchNorm1d(1)
+    mean = MovingAverage(module, 0.9)
+    module.weight.data.fill_(3.0)
+    module.num_batches_tracked.fill_(7)
+    mean.update(module)
+    decay = 2 / 11  # (1 + updates) / (10 + updates)
+    assert float(mean.state["weight"]) == pytest.approx(decay * 1.0 + (1 - decay) * 3.0)
+    assert int(mean.state["num_batches_tracked"]) == 7
+    for _ in range(500):
+        mean.update(module)
+    assert float(mean.state["weight"]) == pytest.approx(3.0)
+
+
+def test_minutes_add_up_over_the_parts_of_a_run() -> None:
+    watch = Stopwatch(7.0)
+    assert 7.0 <= watch.minutes < 7.1
+    assert watch.save_due(0.0)
+    assert not watch.save_due(1.0)
+
+
 def test_learning_rate_warms_up_and_falls() -> None:
-    phase = SETTINGS.phase[0].model_copy(update={"warmup_steps": 2, "final_lr": 1e-5, "lr": 1e-2})
-    rates = [learning_rate(phase, step) for step in range(phase.steps + 1)]
+    rates = [
+        learning_rate(step, steps=6, highest=1e-2, lowest=1e-5, warmup_steps=2) for step in range(7)
+    ]
     assert rates[0] == pytest.approx(5e-3)
     assert rates[2] == pytest.approx(1e-2)
     assert rates[2:] == sorted(rates[2:], reverse=True)

@@ -1,5 +1,8 @@
 """Stage 2 on a tiny store, resumed; then both checkpoints to a bundle that loads."""
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from export.models import SlabClassifier, StudyNet
 from export.models.stage2 import CANDIDATE, LEVELS
 from export.training.config import DataSettings, Stage2Settings
 from export.training.features import Encoder, open_cache
-from export.training.stage2 import FeatureSets, Stage2Run, load_stage1
+from export.training.stage2 import FeatureSets, Stage2Run, _window, encode_all, load_stage1
 from pe_infer.bundle import Bundle
 from pe_infer.errors import ConfigurationError, InputError
 from pe_infer.program import Program
@@ -29,7 +32,9 @@ def train(
 ) -> Stage2Run:
     """Train to the last stop, interrupted at the others."""
     for index, stop in enumerate(stops):
-        run = Stage2Run(settings, data, load_stage1(stage1), features, folder, resume=index > 0)
+        run = Stage2Run(
+            settings, data, load_stage1(stage1, data), features, folder, resume=index > 0
+        )
         run.train(lambda run=run, stop=stop: run.at.step >= stop, Console(quiet=True))
     return run
 
@@ -55,14 +60,16 @@ def test_features_are_nearly_what_stage_1_makes(
     features: FeatureSets, data_settings: DataSettings, stage1_checkpoint: Path, store: Path
 ) -> None:
     pair = open_pairs(store, first_seed=0, pairs=3)[0]
-    model = load_stage1(stage1_checkpoint)
+    model = load_stage1(stage1_checkpoint, data_settings)
     encoder = Encoder(model, data_settings.grid)
     for positive, study in ((0, pair.positive), (1, pair.negative)):
         exact = encoder(study, study.record.slab_planes)
         stored = features.cache.decoded(features.train[0][positive].codes)
-        error = (exact - stored).abs()
-        assert float(error.quantile(0.99)) <= float(features.cache.scale.max())
-        assert float(error.mean()) < 0.01 * float(exact.max())
+        largest = 255 * features.cache.scale[:, None, None]
+        assert float((exact > largest).float().mean()) < 0.01
+        # Half a step, and what bfloat16 does in batches of other sizes.
+        step = features.cache.scale[:, None, None]
+        assert ((stored - exact.minimum(largest)).abs() <= 0.51 * step + 0.02 * exact).all()
 
 
 def test_checkpoints_become_a_bundle(bundle: Path) -> None:
@@ -80,15 +87,56 @@ def test_checkpoints_become_a_bundle(bundle: Path) -> None:
 def test_features_of_another_stage_1_are_refused(
     features: FeatureSets, data_settings: DataSettings, stage1_checkpoint: Path, store: Path
 ) -> None:
-    encoder = Encoder(load_stage1(stage1_checkpoint), data_settings.grid)
+    encoder = Encoder(load_stage1(stage1_checkpoint, data_settings), data_settings.grid)
     pairs = open_pairs(store, first_seed=0, pairs=3)
     with pytest.raises(ConfigurationError, match="another stage 1"):
         open_cache(features.cache.folder, encoder, pairs, stage1_sha256="b" * 64)
 
 
-def test_bundle_needs_both_stages(stage1_checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="one of each stage"):
-        load_trained([stage1_checkpoint])
+def test_bundle_needs_both_stages(checkpoints: list[Path], stage1_checkpoint: Path) -> None:
+    for paths in ([stage1_checkpoint], [*checkpoints, stage1_checkpoint]):
+        with pytest.raises(InputError, match="one of each stage"):
+            load_trained(paths)
+
+
+def test_bundle_needs_the_stage_1_that_stage_2_was_trained_on(
+    checkpoints: list[Path], tmp_path: Path
+) -> None:
+    stage2 = tmp_path / "checkpoint.pt"
+    shutil.copy(checkpoints[0], stage2)
+    (tmp_path / "features").mkdir()
+    cache = tmp_path / "features" / "cache.json"
+    cache.write_text(json.dumps({"stage1_sha256": "b" * 64}))
+    with pytest.raises(InputError, match="features of stage 1 bbbb"):
+        load_trained([stage2, checkpoints[1]])
+    right = hashlib.sha256(checkpoints[1].read_bytes()).hexdigest()
+    cache.write_text(json.dumps({"stage1_sha256": right}))
+    assert load_trained([checkpoints[1], stage2]).provenance["stage1"]["sha256"] == right
+
+
+def test_fewer_pairs_than_asked_for_are_refused(
+    store: Path,
+    stage2_settings: Stage2Settings,
+    data_settings: DataSettings,
+    stage1_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    encoder = Encoder(load_stage1(stage1_checkpoint, data_settings), data_settings.grid)
+    settings = stage2_settings.model_copy(update={"train_pairs": 4})
+    quiet = Console(quiet=True)
+    with pytest.raises(ConfigurationError, match="3 pairs from seed 0 on, the settings ask for 4"):
+        encode_all(settings, data_settings, store, tmp_path, encoder, quiet, stage1_sha256="a" * 64)
+
+
+def test_a_window_of_a_positive_study_holds_an_embolus(features: FeatureSets) -> None:
+    study = features.train[0][0]
+    assert study.clot_slabs
+    rng = np.random.default_rng(0)
+    firsts = {_window(study, 3, rng) for _ in range(50)}
+    assert len(firsts) > 1
+    for first in firsts:
+        assert 0 <= first <= study.slabs - 3
+        assert set(range(first, first + 3)) & set(study.clot_slabs)
 
 
 def test_study_net_that_reads_the_attention_counts_suspicious_places() -> None:

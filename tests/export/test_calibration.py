@@ -1,0 +1,100 @@
+"""From logits to probabilities and thresholds; what the model card says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.bundle import DEFAULT_CONFIG, BundleSettings, load_trained, make_bundle
+from export.calibration import PlattScaling, choose_points, fit_calibration
+from export.model_card import HEADLINES, model_card
+from export.training.config import load_settings
+from pe_infer.bundle import Bundle
+from pe_infer.errors import InputError
+
+
+def test_calibration_finds_the_slope_of_the_data() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 4000)
+    labels = rng.random(4000) < 1 / (1 + np.exp(-(0.5 * logits - 1.0)))
+    scaling = fit_calibration(logits.tolist(), labels.astype(float).tolist())
+    assert scaling.scale == pytest.approx(0.5, abs=0.05)
+    assert scaling.offset == pytest.approx(-1.0, abs=0.1)
+    assert scaling(np.array([2.0]))[0] == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_falling_curve_is_not_fitted() -> None:
+    assert fit_calibration([3.0, 2.0, -2.0, -3.0], [0, 0, 1, 1]) == PlattScaling(
+        scale=1.0, offset=0.0
+    )
+
+
+def test_points_do_what_they_say_on_the_studies_that_chose_them() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.arange(200) % 2
+    probabilities = np.round(np.clip(0.3 + 0.3 * labels + rng.normal(0, 0.2, 200), 0, 1), 2)
+    points = {p.name: p for p in choose_points(probabilities, labels.astype(float).tolist())}
+    for point in points.values():
+        called = probabilities >= point.threshold
+        assert called[labels == 1].mean() == pytest.approx(point.sensitivity)
+        assert 1 - called[labels == 0].mean() == pytest.approx(point.specificity)
+        assert point.threshold not in probabilities
+    assert points["sensitive"].sensitivity >= 0.95
+    assert points["specific"].specificity >= 0.95
+    sums = [
+        (probabilities[labels == 1] >= t).mean() - (probabilities[labels == 0] >= t).mean()
+        for t in np.linspace(0, 1, 301)
+    ]
+    balanced = points["balanced"]
+    assert balanced.sensitivity + balanced.specificity - 1 == pytest.approx(max(sums))
+    assert (
+        points["sensitive"].threshold
+        <= points["balanced"].threshold
+        <= points["specific"].threshold
+    )
+
+
+def evaluation(weights: dict[str, str]) -> dict[str, Any]:
+    """What ``export.evaluate`` would have written, every number another one."""
+    headlines = {
+        name: {"value": 0.5 + 0.01 * i, "interval": [0.4 + 0.01 * i, 0.6 + 0.01 * i]}
+        for i, name in enumerate(HEADLINES)
+    }
+    return {
+        "checkpoints": weights,
+        "engine": "openvino 1.2.3",
+        "pairs": 7,
+        "first_seed": 4000,
+        "held_out": True,
+        "positive_slabs": {"scored": 91, "gated": 3},
+        "trivial_auc": {"mean HU": 0.541},
+        **headlines,
+    }
+
+
+def test_the_model_card_has_the_numbers_of_an_evaluation_of_these_weights(
+    checkpoints: list[Path], bundle: Path, tmp_path: Path
+) -> None:
+    assert "Not evaluated." in (bundle / "MODEL_CARD.md").read_text()
+    settings = load_settings(DEFAULT_CONFIG, BundleSettings)
+    trained = load_trained(checkpoints)
+    weights = {stage: trained.provenance[stage]["sha256"] for stage in ("stage1", "stage2")}
+    measured = evaluation(weights)
+    for other in ({}, {**weights, "stage2": "f" * 64}):
+        with pytest.raises(InputError, match="Evaluate these weights"):
+            make_bundle(settings, trained, tmp_path, {**measured, "checkpoints": other})
+    assert not list(tmp_path.iterdir())
+    make_bundle(settings, trained, tmp_path, measured)
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    for i, name in enumerate(HEADLINES.values()):
+        low, value, high = 0.4 + 0.01 * i, 0.5 + 0.01 * i, 0.6 + 0.01 * i
+        assert f"| {name} | {value:.3f} | {low:.3f} to {high:.3f} |" in card
+    for text in ("7 pairs", "seeds 4000", "4006", "openvino 1.2.3", "91", "| mean HU | 0.541 |"):
+        assert text in card
+    assert "that training never saw" in card
+    document = Bundle.load(tmp_path).manifest.model_dump(mode="json")
+    assert document["training"]["evaluation"] == json.loads(json.dumps(measured))
+    document["training"]["evaluation"]["held_out"] = False
+    assert "never saw" not in model_card(document)

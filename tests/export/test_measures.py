@@ -1,0 +1,162 @@
+"""Numbers of an evaluation: what they count, pairs that stay together, what is not measured."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from export.evaluate import held_out, read_cases
+from export.measures import COMBINED, SlabCase, StudyCase, auc, measures, summary, trivial_measures
+from export.trivial import NAMES
+from pe_infer.errors import ConfigurationError
+
+
+def case(
+    seed: int,
+    probability: float,
+    *,
+    positive: bool,
+    hit: bool = True,
+    trivial: Callable[[], float] = lambda: 0.0,
+) -> StudyCase:
+    """A study with one slab at a clot (of the twin)."""
+    slab = SlabCase(
+        position_mm=1.0,
+        positive=positive,
+        at_clot=True,
+        clot_pixels=30,
+        probability=probability,
+        peak=probability,
+        hit=hit,
+    )
+    return StudyCase(
+        seed=seed,
+        positive=positive,
+        probability=probability,
+        called=probability > 0.5,
+        threshold=0.5,
+        largest_mm3=1.0,
+        largest_place="left lower segmental" if seed % 2 else "right main",
+        seconds_after_last_slice=0.1,
+        gated_positives=int(positive),
+        slabs=[slab],
+        trivial={name: trivial() for name in NAMES},
+    )
+
+
+def pairs_of(positive: list[float], negative: list[float]) -> list[StudyCase]:
+    """Pairs with these probabilities."""
+    return [
+        case(seed, (positive if with_emboli else negative)[seed], positive=with_emboli)
+        for seed in range(len(positive))
+        for with_emboli in (True, False)
+    ]
+
+
+def test_auc_is_the_area_under_the_curve() -> None:
+    rng = np.random.default_rng(2)
+    truth = (rng.random(300) < 0.3).tolist()
+    scores = np.round(rng.normal(size=300) + np.array(truth), 1).tolist()  # many are equal
+    assert auc(truth, scores) == pytest.approx(roc_auc_score(truth, scores))
+    assert np.isnan(auc([True, True], [0.1, 0.2]))
+
+
+def test_measures_of_a_perfect_bundle() -> None:
+    perfect = measures(pairs_of([0.9] * 4, [0.1] * 4))
+    names = ("study_auc", "sensitivity", "specificity", "slab_auc", "paired_order")
+    assert {name: perfect[name] for name in names} == dict.fromkeys(names, 1.0)
+
+
+def test_hits_count_all_positive_slabs_and_controls_all_of_their_twins() -> None:
+    studies = [
+        case(0, 0.9, positive=True, hit=True),
+        case(0, 0.1, positive=False, hit=False),
+        case(1, 0.01, positive=True, hit=False),  # called negative, and counted all the same
+        case(1, 0.1, positive=False, hit=True),
+        case(2, 0.02, positive=True, hit=True),
+        case(2, 0.9, positive=False, hit=False),
+        case(3, 0.9, positive=True, hit=True),
+        case(3, 0.1, positive=False, hit=False),
+    ]
+    found = measures(studies)
+    assert (found["peak_hit"], found["peak_control"]) == (0.75, 0.25)
+    assert (found["sensitivity"], found["specificity"]) == (0.5, 0.75)
+    result = summary(studies)
+    assert result["positive_slabs"] == {"scored": 4, "gated": 4}
+    (row,) = result["by_clot_size"]
+    assert (row["slabs"], row["hit"], row["control"]) == (4, 0.75, 0.25)
+    assert [row["studies"] for row in result["by_place"]] == [4, 4]
+    assert [row["verdicts_right"] for row in result["by_place"]] == [2, 3]
+
+
+def test_both_studies_of_a_pair_are_drawn_together() -> None:
+    values = np.linspace(0.05, 0.95, 20).tolist()
+    result = summary(pairs_of(values, values))
+    # Twins that score alike: every sample of whole pairs has an AUC of 0.5, others do not.
+    assert [result["study_auc"]["value"], *result["study_auc"]["interval"]] == pytest.approx(
+        [0.5] * 3
+    )
+    assert result["paired_order"]["value"] == 0.5
+    low, high = result["sensitivity"]["interval"]
+    assert low < 0.5 < high
+
+
+def test_a_pair_that_was_torn_apart_is_an_error() -> None:
+    studies = pairs_of([0.9, 0.8], [0.1, 0.2])
+    with pytest.raises(ValueError, match="a pair was expected"):
+        measures([studies[0], studies[1], studies[2], studies[1]])
+
+
+def test_what_the_studies_do_not_define_is_left_out() -> None:
+    bare = [
+        StudyCase(**{**asdict(study), "slabs": []}) for study in pairs_of([0.9, 0.8], [0.1, 0.2])
+    ]
+    result = summary(bare)
+    assert result["study_auc"]["value"] == 1.0
+    assert not {"slab_auc", "slab_peak_auc", "peak_hit", "peak_control"} & set(result)
+    json.dumps(result, allow_nan=False)
+
+
+def test_trivial_scores_are_given_their_best_direction_and_their_pairs() -> None:
+    rng = np.random.default_rng(0)
+    studies: list[StudyCase] = []
+    for seed in range(30):
+        patient = float(rng.normal())
+        studies.append(case(seed, 0.9, positive=True, trivial=lambda p=patient: p - 1e-3))
+        studies.append(case(seed, 0.1, positive=False, trivial=lambda p=patient: p))
+    found = trivial_measures(studies)
+    assert tuple(found["trivial_auc"]) == (*NAMES, COMBINED)
+    # Lost among patients, and yet it knows the positive study of every single pair.
+    assert 0.5 <= found["trivial_auc"]["mean HU"] < 0.55
+    assert found["trivial_paired_order"]["mean HU"] == 1.0
+    telling = [
+        case(s // 2, 0.5, positive=s % 2 == 0, trivial=lambda s=s: float(s % 2)) for s in range(60)
+    ]
+    found = trivial_measures(telling)
+    assert set(found["trivial_auc"].values()) == {1.0}
+
+
+def test_cases_are_read_back_in_whole_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "studies.jsonl"
+    assert read_cases(path) == []
+    studies = pairs_of([0.9, 0.8], [0.1, 0.2])
+    lines = [json.dumps(asdict(study)) for study in studies]
+    path.write_text("\n".join(lines) + "\n")
+    assert read_cases(path) == studies
+    path.write_text("\n".join(lines))  # the last one was cut short
+    assert read_cases(path) == studies[:2]
+    path.write_text("\n".join(lines[:3]) + "\n")
+    assert read_cases(path) == studies[:2]
+
+
+def test_seeds_of_training_and_validation_are_refused() -> None:
+    training = {"seeds": {"training of stage 1": [100, 50], "validation of stage 2": [200, 10]}}
+    assert held_out(training, range(150, 200))
+    for seeds in (range(90, 101), range(149, 160), range(205, 206)):
+        with pytest.raises(ConfigurationError, match="Pass another --first-seed"):
+            held_out(training, seeds)
+    assert not held_out({}, range(10))
