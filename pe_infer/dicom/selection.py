@@ -288,7 +288,10 @@ def _list(summaries: Sequence[SeriesSummary]) -> str:
 
 def _reasons(summaries: Sequence[SeriesSummary]) -> str:
     return _joined(
-        [f"{s.label}: {s.refusal.message if s.refusal else 'usable'}" for s in summaries]
+        [
+            f"{s.label}: {s.refusal.message.removesuffix('.') if s.refusal else 'usable'}"
+            for s in summaries
+        ]
     )
 
 
