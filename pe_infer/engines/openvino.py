@@ -6,6 +6,7 @@ for a batch of 1 unless `EngineOptions.max_batch` asks for more; with a fixed sh
 compiled before the first slab.
 """
 
+import fcntl
 import importlib
 import os
 import sys
@@ -148,7 +149,7 @@ class OpenVinoRuntime:
             config["INFERENCE_NUM_THREADS"] = str(self.options.threads)
         if self.options.cache_dir:
             config["CACHE_DIR"] = str(self.options.cache_dir)
-        with _translated(f"compile {name}"):
+        with _translated(f"compile {name}"), _alone_in(self.options.cache_dir):
             model = self._core.read_model(graph)
             declared_inputs, declared_outputs = declared_names(graph)
             inputs = _specs(model.inputs, declared_inputs)
@@ -200,6 +201,17 @@ def _make_private(cache_dir: Path) -> None:
         raise ConfigurationError(
             f"cache_dir={str(cache_dir)!r} cannot be written to: {_OTHER_CACHE}"
         )
+
+
+@contextmanager
+def _alone_in(cache_dir: Path | None) -> Iterator[None]:
+    """Keep other processes out of the cache: two that write the same file break each other."""
+    if cache_dir is None:
+        yield
+        return
+    with (cache_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, however this process ends
+        yield
 
 
 def _specs(ports: Any, declared: list[str]) -> Mapping[str, TensorSpec]:

@@ -1,11 +1,13 @@
 """Choosing a runtime, its options, and that none of them talks to the network."""
 
+import fcntl
 import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -136,7 +138,7 @@ class TestOpenVino:
             inputs = base.zeros(engine, 1)
             inputs["x"] += 1
             values.append(engine.session().run(inputs)["y"].copy())
-            kept = sorted((tmp_path / "cache").iterdir())
+            kept = sorted((tmp_path / "cache").glob("*.blob"))
             assert len(kept) == 1
         np.testing.assert_array_equal(*values)
 
@@ -150,7 +152,17 @@ class TestOpenVino:
                     x = np.ones((1, 4, 4, 4), np.float32)
                     found.append(engine.session().run({"x": x})["y"])
                 np.testing.assert_array_equal(*found)
-        assert len(list(tmp_path.iterdir())) == 3
+        assert len(list(tmp_path.glob("*.blob"))) == 3
+
+    def test_one_process_at_a_time_fills_a_cache(self, tmp_path: Path) -> None:
+        runtime = select("openvino", EngineOptions(threads=1, cache_dir=tmp_path))
+        with (tmp_path / ".lock").open("w") as lock, ThreadPoolExecutor() as pool:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # as another process would hold it
+            compiled = pool.submit(runtime.compile, toy.encoder(), name="encoder")
+            with pytest.raises(TimeoutError):
+                compiled.result(timeout=0.5)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert compiled.result(timeout=60).name == "encoder"
 
     def test_a_cache_that_cannot_be_written_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
