@@ -5,11 +5,12 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := setup.py CMakeLists.txt $(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_infer/*.h)
+CPP := $(wildcard cpp_ext/*/*.cpp cpp_ext/*/*.cu cpp_ext/include/pe_infer/*.h)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-cpp test-dist test-export lint format schemas bench clean
+.PHONY: help demo test test-cpp test-dist test-export test-tensorrt lint format schemas bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +33,10 @@ $(VENV)/export: $(VENV)/test
 	$(PIP) --editable '.[test,export]'
 	touch $@
 
+$(VENV)/tensorrt: $(VENV)/test
+	$(PIP) --editable '.[test,tensorrt-rtx]' nvidia-cuda-nvrtc
+	touch $@
+
 $(VENV)/lint: $(VENV)/test
 	$(PIP) --editable '.[test,lint]'
 	touch $@
@@ -39,8 +44,8 @@ $(VENV)/lint: $(VENV)/test
 demo: $(VENV)/installed  ## make a phantom study, stream it, print the verdict
 	$(BIN)/pe-infer demo
 
-test: test-cpp $(VENV)/test  ## everything that needs no GPU and no PyTorch
-	$(BIN)/python -m pytest --ignore=tests/export
+test: test-cpp $(VENV)/test  ## everything that needs no GPU, no PyTorch and no TensorRT
+	$(BIN)/python -m pytest --ignore=tests/export --ignore=tests/tensorrt
 
 test-cpp: $(VENV)/made  ## the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer
 	mkdir -p build
@@ -64,16 +69,19 @@ test-export: $(VENV)/export $(VENV)/lint  ## what needs PyTorch: models, export 
 	$(BIN)/mypy --package export
 	$(BIN)/python -m pytest tests/export
 
+test-tensorrt: $(VENV)/tensorrt  ## real TensorRT for RTX engines, CUDA kernels compiled (proprietary licences; no GPU)
+	$(BIN)/python -m pytest tests/tensorrt
+
 lint: $(VENV)/lint  ## ruff, mypy, clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_infer/*.h))
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(VENV)/lint  ## apply ruff and clang-format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(wildcard cpp_ext/*/*.cpp cpp_ext/include/pe_infer/*.h)
+	$(BIN)/clang-format -i $(CPP)
 
 schemas: $(VENV)/installed  ## write docs/*.schema.json
 	$(BIN)/python -m pe_infer.schemas docs

@@ -67,6 +67,9 @@ class Code(StrEnum):
     ENGINE_UNAVAILABLE = "engine.unavailable"
     ENGINE_FAILED = "engine.failed"
     ENGINE_INPUT = "engine.invalid_input"
+    ENGINE_UNTRUSTED = "engine.untrusted"  # a built engine is not whole, or others could write it
+    ENGINE_STALE = "engine.stale"  # built from something else than what is there now
+    ENGINE_UNFIT = "engine.unfit"  # built for another machine
     # stream
     STREAM_CLOSED = "stream.closed"
     STREAM_TIMEOUT = "stream.timeout"

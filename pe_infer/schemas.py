@@ -4,10 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+from pe_infer.engine_manifest import engine_schema
 from pe_infer.manifest import manifest_schema
 from pe_infer.result import result_schema
 
-SCHEMAS = {"bundle.schema.json": manifest_schema, "result.schema.json": result_schema}
+SCHEMAS = {
+    "bundle.schema.json": manifest_schema,
+    "engines.schema.json": engine_schema,
+    "result.schema.json": result_schema,
+}
 
 
 def schema_text(name: str) -> str:

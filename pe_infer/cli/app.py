@@ -7,6 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from pe_infer.cli import bundles_command
+from pe_infer.cli.build_command import build_command
 from pe_infer.cli.demo_command import demo_command
 from pe_infer.cli.detect_command import detect_command
 from pe_infer.cli.doctor_command import doctor_command
@@ -34,6 +35,7 @@ app.command("detect")(detect_command)
 app.command("inspect")(inspect_command)
 app.command("phantom")(phantom_command)
 app.add_typer(bundles_command.app, name="bundles")
+app.command("build")(build_command)
 app.command("doctor")(doctor_command)
 
 

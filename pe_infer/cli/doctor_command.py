@@ -1,4 +1,4 @@
-"""``pe-infer doctor``: what this machine has, and what to install for more."""
+"""``pe-infer doctor``: what this machine has, what to install for more, which engines fit."""
 
 import json
 import os
@@ -14,10 +14,11 @@ import typer
 from rich.text import Text
 
 from pe_infer.bundle import shipped
+from pe_infer.cli.engines_preflight import preflight
 from pe_infer.cli.layout import open_console, print_facts
 from pe_infer.detector import default_cache_dir
 from pe_infer.engines.base import AUTO, RUNTIMES, cpu_name, installed, select
-from pe_infer.errors import EngineError, PeInferError
+from pe_infer.errors import ConfigurationError, EngineError, PeInferError
 
 _FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 _PACKAGES: Final = (
@@ -30,15 +31,56 @@ _PACKAGES: Final = (
     "pylibjpeg-libjpeg",
     "openvino",
     "onnxruntime",
+    "onnx",
+    "tensorrt",
+    "tensorrt-rtx",
 )
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 def doctor_command(
     *,
+    engines: Annotated[
+        Path | None,
+        typer.Option(
+            "--engines",
+            metavar="DIR",
+            help="Only tell whether the engines in this folder (pe-infer build) can be used, and "
+            "why not. Needs no GPU.",
+        ),
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--machine",
+            metavar="FACTS",
+            help="With --engines: another machine than this one, as sm=87,tensorrt=10.3 or "
+            "sm=8.6,tensorrt-rtx=1.7; also platform=linux-aarch64. What is not said is taken to "
+            "fit.",
+        ),
+    ] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            "--bundle",
+            help="With --engines: what they should be built from; without it, the shipped bundle "
+            "of that name.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
-    """Report processor, engines, GPU and versions. The exit status is 6 if no engine works."""
+    """Report processor, engines, GPU and versions, or whether built engines fit.
+
+    The exit status is 6 if no engine works, or, with --engines, if one of them cannot be used.
+    """
+    if engines is not None:
+        preflight(engines, machine=machine, bundle=bundle, as_json=as_json)
+        return
+    if machine is not None or bundle is not None:
+        raise ConfigurationError(
+            "--machine and --bundle say what built engines are compared with: name their folder "
+            "with --engines, or leave them out"
+        )
     facts, hints, works = _examine()
     if as_json:
         typer.echo(json.dumps({"facts": dict(facts), "hints": hints}, indent=1))

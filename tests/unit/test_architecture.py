@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,12 @@ PACKAGE = ROOT / "pe_infer"
 # A unit may import units of lower rank only.
 LAYERS = [
     {"errors"},
-    {"geometry", "result"},
+    {"geometry", "result", "machine"},
     {"series", "lattice", "manifest", "onnx_scan"},
-    {"bundle", "scope"},
+    {"bundle", "scope", "half", "engine_manifest"},
+    {"engine_folder"},
     {"preprocess", "sequencer", "program", "engines", "cuda"},
-    {"executor"},
+    {"executor", "engine_build"},
     {"compiled"},
     {"bundle_check", "conclusion"},
     {"stream"},
@@ -38,15 +41,18 @@ OWNERS = {
     "pynetdicom": "node",
     "openvino": "engines/openvino.py",
     "onnxruntime": "engines/onnxruntime.py",
-    "tensorrt": "engines/tensorrt.py",
-    "tensorrt_rtx": "engines/tensorrt.py",
+    "onnx": "half.py",
+    "tensorrt": "engines/tensorrt_vendor.py",
+    "tensorrt_rtx": "engines/tensorrt_vendor.py",
     "cupy": "cuda",
     "pycuda": "cuda",
     "typer": "cli",
     "rich": "cli",
     "pe_infer._native": "preprocess.py",
 }
-NEVER = {"torch", "onnx", "tests", "export", "benchmarks", "monai"}
+NEVER = {"torch", "tests", "export", "benchmarks", "monai"}
+
+LATE = {"onnx", "tensorrt", "tensorrt_rtx", "cupy", "pycuda"}  # not installed by default
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -60,6 +66,8 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
             found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant)}
     return found
 
 
@@ -93,6 +101,12 @@ def test_every_vendor_has_one_owner(path: Path) -> None:
         for vendor, owner in OWNERS.items():
             if name == vendor or name.startswith(f"{vendor}."):
                 assert place == owner or place.startswith(f"{owner}/"), f"{path} imports {name}"
+
+
+def test_importing_the_command_line_imports_no_optional_vendor() -> None:
+    code = "import sys, pe_infer.cli, pe_infer.engine_build; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not LATE & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
