@@ -23,8 +23,10 @@ FILTERS = (48, 96)
 FEATURE_SIZE = 24
 DROPOUT = 0.5
 INPUT, FORGET, CANDIDATE, OUTPUT = range(4)  # order of the gates along the channel axis
-LEVELS = (-1.0, -0.5, 0.0, 0.5)  # of the activation map, see ``StudyNet.read_attention`` [ours]
+LEVELS = (0.0, 1.0, 2.0, 3.0)  # of the activation map, see ``StudyNet.read_attention`` [ours]
 COUNT_WEIGHT = 0.03
+PASS_GAIN = 3.0  # hidden states of a layer come close to 1 in the next
+OPEN, SHUT, REMEMBER = 3.0, -4.0, 5.0  # biases of gates; a cell loses 1 % per slab at the last
 
 
 class ConvLstmCell(nn.Module):
@@ -92,6 +94,10 @@ class ConvLstm(nn.Module):
         self.project.weight[row, :, middle, middle] = weight
         if self.project.bias is not None:
             self.project.bias[row] = bias
+
+    def hold(self, gate: int, channel: int, bias: float) -> None:
+        """Let one gate of one channel see nothing: it is as open as ``bias`` says."""
+        self.read(gate, channel, torch.zeros(self.project.in_channels), torch.tensor(bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C, H, W) to hidden states (B, T, filters, H, W), both in ascending position.
@@ -170,9 +176,11 @@ class StudyNet(nn.Module):
         """Start from what stage 1 already knows instead of from noise [ours].
 
         The first channels of ``down1`` open their input, candidate and output gates where the class
-        activation map is above a level of their own; the first channels of the later layers pass
-        them on, and the dense layer adds them up. So the first logit is a count of suspicious
-        places, and training begins where hours of it would otherwise end.
+        activation map is above a level of their own, and forget at once; ``up1`` passes them on.
+        ``down2`` and ``up2`` remember: a suspicious place stays in the cell for the rest of the
+        study, so that the mean over slabs says that there is one, on however few slabs it was. The
+        dense layer adds these channels up, and training begins where hours of it would otherwise
+        end.
 
         Args:
             weight: (C,) weights of the PE class activation map.
@@ -184,11 +192,17 @@ class StudyNet(nn.Module):
             for channel, level in enumerate(levels):
                 for gate in (INPUT, CANDIDATE, OUTPUT):
                     self.down1.read(gate, channel, gain * weight, gain * (bias - level))
-                    for layer in (self.up1, self.down2, self.up2):
-                        one_hot = torch.zeros(layer.project.in_channels)
-                        one_hot[channel] = 1.0
-                        layer.read(gate, channel, one_hot, torch.tensor(-1.0))
-            self.dense.weight.mul_(0.3)
+                self.down1.hold(FORGET, channel, SHUT)
+                for layer in (self.up1, self.down2, self.up2):
+                    one_hot = torch.zeros(layer.project.in_channels)
+                    one_hot[channel] = PASS_GAIN
+                    layer.read(CANDIDATE, channel, one_hot, torch.tensor(0.0))
+                    layer.hold(INPUT, channel, OPEN)
+                    layer.hold(OUTPUT, channel, OPEN)
+                    layer.hold(FORGET, channel, SHUT if layer is self.up1 else REMEMBER)
+                for layer in (self.down1, self.up1, self.down2, self.up2):
+                    layer.cell.recurrent.weight.view(4, layer.filters, -1)[:, channel] = 0.0
+            self.dense.weight.mul_(0.1)
             sums = self.dense.weight.view(1, self.filters[1], -1)
             sums[:, : len(levels)] += COUNT_WEIGHT
 
