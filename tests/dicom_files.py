@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
@@ -15,6 +16,9 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     generate_uid,
 )
+
+from pe_infer.dicom import convert
+from pe_infer.errors import DicomError, GeometryError
 
 STUDY = "2.25.1000"
 SERIES = "2.25.2000"
@@ -146,3 +150,10 @@ def _image(pixels: Pixels, sop_class: UID) -> Dataset:
     data = little.tobytes()
     dataset.add_new("PixelData", "OW", data + b"\0" * (len(data) % 2))
     return dataset
+
+
+def refusal_of(dataset: Dataset) -> DicomError | GeometryError:
+    """Return the error that converting ``dataset`` raises."""
+    with pytest.raises((DicomError, GeometryError)) as caught:
+        convert(dataset)
+    return caught.value

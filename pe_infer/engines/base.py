@@ -128,7 +128,10 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """The type in which it computes, as the runtime reports it: float32, bfloat16, float16."""
+        """The type in which it computes, as the runtime reports it: float32, bfloat16, float16.
+
+        Of a ``mixed`` node, the type of its products: all else is float32.
+        """
         ...
 
     def session(self) -> Session:

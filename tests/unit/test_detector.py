@@ -19,10 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import REGULAR, body, positions, study
-from toy_bundles import make, radnet_like
+from toy_bundles import make
 
 from pe_infer import (
-    ConfigurationError,
     Detector,
     EngineError,
     Flag,
@@ -35,7 +34,6 @@ from pe_infer import (
     StudyResult,
     preprocess,
 )
-from pe_infer.detector import default_cache_dir
 from pe_infer.dicom import write_series
 from pe_infer.errors import Code
 from pe_infer.executor import Executor
@@ -568,37 +566,6 @@ def test_memory_of_a_stream_stays_within_its_bound(
             assert max(sizes) <= bound
             assert max(sizes) >= bound / 10  # and the bound says something
             sizes.clear()
-
-
-def test_consecutive_rule_and_gates(tmp_path: Path) -> None:
-    folder = make(tmp_path / "b", radnet_like)
-    with detector_of(folder, engine="onnxruntime") as detector:
-        result = detector.detect(study(REGULAR))
-        probabilities = [e.probability for e in result.evidence]
-        expected = max(min(probabilities[i : i + 3]) for i in range(len(probabilities) - 2))
-        assert result.probability == pytest.approx(expected)
-
-
-def test_unknown_operating_points_and_engines_are_refused(tmp_path: Path) -> None:
-    folder = make(tmp_path / "b")
-    with pytest.raises(ConfigurationError, match="'nope' is none of"):
-        detector_of(folder, operating_point="nope")
-    with pytest.raises(ConfigurationError, match="unknown"):
-        detector_of(folder, engine="tensorflow")
-
-
-def test_without_a_home_a_cache_folder_must_be_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("no home")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(ConfigurationError, match="cache_dir=None"):
-        Detector(make(tmp_path / "b"), precision="float32")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "pe_infer"
 
 
 def test_reading_a_folder_equals_passing_its_slices(tmp_path: Path, detector: Detector) -> None:
