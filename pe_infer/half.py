@@ -81,7 +81,7 @@ class _Conversion:
 
     A float tensor of the graph exists as float32, as float16, or as both: ``_float`` and ``_half``
     give the name of each form under the name that the tensor had. Missing forms are cast when they
-    are first needed.
+    are first needed; ``_computed_half`` names what was computed in float16, not cast to it.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class _Conversion:
             value.name: value.name for value in self._graph.input if value.name in self._types
         }
         self._half: dict[str, str] = {}
+        self._computed_half: set[str] = set()
         self._nodes: list[NodeProto] = []
         self._stored: dict[str, TensorProto] = {}
         self._outputs = {value.name for value in self._graph.output}
@@ -134,7 +135,9 @@ class _Conversion:
                 continue
             if not half:
                 self._float[name] = name
-            elif self._rounded:
+                continue
+            self._computed_half.add(name)
+            if self._rounded:
                 node.output[index] = self._new(f"{name}_exact")
                 self._round(node.output[index], name)
                 self._half[name] = self._float[name] = name
@@ -157,7 +160,7 @@ class _Conversion:
         if self._mixed or node.op_type not in FOLLOWERS:
             return False
         values = [name for name in reads if name not in self._constants]
-        return bool(values) and all(name in self._half for name in values)
+        return bool(values) and self._computed_half.issuperset(values)
 
     def _as_float(self, name: str) -> str:
         if name not in self._float:

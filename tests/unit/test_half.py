@@ -180,6 +180,19 @@ def test_what_float16_does_badly_is_an_island(kind: str) -> None:
     assert [name for name, kind in mixed.items() if kind == "FLOAT16"] == ["a", "e"]
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_only_products_round_what_was_computed_in_float32(first: str) -> None:
+    """A product's Cast of it is the product's own, whichever reader comes first."""
+    readers = {"a": product("s", "a"), "b": helper.make_node("Mul", ["s", "s"], ["b"])}
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["s"]),
+        *(readers.pop(name) for name in (first, *readers.keys() - {first})),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    types = computed_in(half_graph(single(nodes, WEIGHT), name="g", precision="reduced"))
+    assert types == {"s": "FLOAT", "a": "FLOAT16", "b": "FLOAT", "y": "FLOAT"}
+
+
 @pytest.mark.parametrize(
     ("value", "kind"), [(1e5, "FLOAT"), (1e-9, "FLOAT"), (0.0, "FLOAT16"), (0.5, "FLOAT16")]
 )
