@@ -1,7 +1,11 @@
 """Stands in for TensorRT: as much of its API as building needs, over a graph's declared tensors."""
 
 import enum
+import os
+import signal
+import time
 import types
+from contextlib import suppress
 from typing import Any
 
 import onnx
@@ -108,13 +112,18 @@ class Config:
 
 
 class FakeTensorRt(types.ModuleType):
-    """The module. ``built`` holds network and settings of every build; ``fail`` makes it fail."""
+    """The module. ``built`` holds network and settings of every build; ``fail`` makes it fail.
+
+    With ``interrupted`` set, the user presses Ctrl-C while the builder logs: the real bindings
+    swallow what is raised there, and so does this.
+    """
 
     def __init__(self, version: str = "10.3.0.26") -> None:
         super().__init__("tensorrt")
         self.__version__ = version
         self.built: list[tuple[Network, Config]] = []
         self.fail = ""
+        self.interrupted = False
         self.ILogger = type("ILogger", (), {"Severity": Severity, "__init__": lambda _: None})
         self.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda _: None})
         self.NetworkDefinitionCreationFlag = Flag
@@ -146,6 +155,10 @@ class Builder:
             self.logger.log(Severity.ERROR, self.module.fail)
             return None
         monitor = config.progress_monitor
+        if self.module.interrupted:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
         monitor.phase_start("Building engine", None, 2)
         for step in range(2):
             if not monitor.step_complete("Building engine", step):

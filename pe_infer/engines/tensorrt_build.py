@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,41 +58,64 @@ def build_engine(
         EngineError: The library cannot read or build the graph; the message holds what it says.
         KeyboardInterrupt: The user stopped the build.
     """
-    trt = vendor.trt
-    with vendor.translated(f"build {name}"):
-        builder = trt.Builder(vendor.logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, vendor.logger)
-        if not parser.parse(graph):
-            raise vendor.failure(f"read {name}", _parser_errors(parser))
-        inputs = _specs(network.num_inputs, network.get_input)
-        outputs = _specs(network.num_outputs, network.get_output)
+    monitor = _monitor(vendor.trt, progress)
 
-        config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-        if capabilities:
-            _set_capabilities(trt, config, capabilities)
-        if any(None in spec.shape for spec in inputs.values()):
-            config.add_optimization_profile(_profile(builder, name, inputs, max_batch))
-        cache = None
-        if vendor.flavour.times_tactics:
-            cache = config.create_timing_cache(timing_cache or b"")
-            if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another machine
-                cache = config.create_timing_cache(b"")
-                config.set_timing_cache(cache, ignore_mismatch=False)
-        monitor = _monitor(trt, progress)
-        config.progress_monitor = monitor
-        serialised = builder.build_serialized_network(network, config)
-        if monitor.interrupted:
-            raise monitor.interrupted
-        if serialised is None:
-            raise vendor.failure(f"build {name}")
-        return BuiltEngine(
-            data=bytes(serialised),
-            inputs=inputs,
-            outputs=outputs,
-            timing_cache=bytes(cache.serialize()) if cache is not None else None,
-        )
+    def build() -> BuiltEngine:
+        return _build(vendor, graph, name, max_batch, capabilities, timing_cache, monitor)
+
+    # Python raises an interrupt in the main thread only, and the library swallows what is raised in
+    # a callback: so the builder and its callbacks have a thread of their own.
+    with vendor.translated(f"build {name}"), ThreadPoolExecutor(max_workers=1) as thread:
+        future = thread.submit(build)
+        try:
+            return future.result()
+        except KeyboardInterrupt as interrupt:
+            monitor.interrupted = interrupt  # the builder stops at its next step
+            raise
+
+
+def _build(
+    vendor: Vendor,
+    graph: bytes,
+    name: str,
+    max_batch: int,
+    capabilities: tuple[str, ...],
+    timing_cache: bytes | None,
+    monitor: Any,
+) -> BuiltEngine:
+    trt = vendor.trt
+    builder = trt.Builder(vendor.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, vendor.logger)
+    if not parser.parse(graph):
+        raise vendor.failure(f"read {name}", _parser_errors(parser))
+    inputs = _specs(network.num_inputs, network.get_input)
+    outputs = _specs(network.num_outputs, network.get_output)
+
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+    if capabilities:
+        _set_capabilities(trt, config, capabilities)
+    if any(None in spec.shape for spec in inputs.values()):
+        config.add_optimization_profile(_profile(builder, name, inputs, max_batch))
+    cache = None
+    if vendor.flavour.times_tactics:
+        cache = config.create_timing_cache(timing_cache or b"")
+        if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another machine
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+    config.progress_monitor = monitor
+    serialised = builder.build_serialized_network(network, config)
+    if monitor.interrupted:
+        raise monitor.interrupted
+    if serialised is None:
+        raise vendor.failure(f"build {name}")
+    return BuiltEngine(
+        data=bytes(serialised),
+        inputs=inputs,
+        outputs=outputs,
+        timing_cache=bytes(cache.serialize()) if cache is not None else None,
+    )
 
 
 def profile_shapes(

@@ -1,6 +1,8 @@
 """Real TensorRT for RTX engines, built without a GPU. Nothing is deserialised: that needs one."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,17 @@ def test_the_builder_reports_its_progress_and_can_be_stopped(original: Built) ->
 
     with pytest.raises(KeyboardInterrupt):
         build_engine(vendor, graph, name="g", max_batch=2, progress=stop)
+
+
+def test_an_interrupt_is_not_lost_in_the_library(original: Built) -> None:
+    pressed: list[str] = []
+
+    def press(line: str) -> None:
+        if not pressed:
+            pressed.append(line)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    graph = original.bundle.graph(Program(original.bundle.manifest).graph_nodes[0])
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(Vendor("tensorrt-rtx", press), graph, name="g", max_batch=2)
+    assert pressed

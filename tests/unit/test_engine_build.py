@@ -187,6 +187,16 @@ def test_an_interrupt_ends_the_build_and_leaves_nothing(
     assert not list((tmp_path / "engines").iterdir())
 
 
+def test_an_interrupt_that_the_library_would_swallow_ends_the_build(
+    trt: FakeTensorRt, bundle: Bundle, tmp_path: Path
+) -> None:
+    trt.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, OPTIONS, tmp_path / "engines")
+    assert not trt.built
+    assert not list((tmp_path / "engines").iterdir())
+
+
 @pytest.mark.parametrize(
     ("failure", "named"), [("raise", "cuda is gone"), ("out of tactics", "out of tactics")]
 )
