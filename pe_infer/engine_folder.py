@@ -3,19 +3,21 @@
 Deserialising an engine runs what the file says, so its bytes are handed out only if nobody but this
 user can have written them: folder and files belong to this user, nobody else may write them, no
 symbolic link is followed, the file is listed, and its sha256 is that of the manifest. The bytes
-that were hashed are the bytes that are returned. Nothing is deserialised here.
+that were hashed are the bytes that are returned. Nothing is deserialised here. The folders above do
+not matter: whoever may move this one cannot make another that belongs to this user.
 
-Files are named after their contents. New engines are written beside the old ones, then the manifest
-is replaced in one step, then what only the old one listed is removed: whoever reads meanwhile gets
-the old engines or the new ones.
+Files are named after their contents. One process at a time writes: new engines beside the old ones,
+then the manifest in one step, then every engine that it does not list is removed. Whoever reads
+meanwhile gets an engine of the manifest that was opened, or a refusal, never another one.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,9 @@ _PRIVATE_FOLDER: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_OURS: Final = re.compile(r"\.?[a-z][a-z0-9_]*-[0-9a-f]{12}\.(engine|cache)(\.[0-9]+\.partial)?")
+_OURS: Final = re.compile(
+    r"\.?([a-z][a-z0-9_]*-[0-9a-f]{12}\.(engine|cache)|engines\.json)(\.[0-9]+\.partial)?"
+)
 _REBUILD: Final = "Build the engines again (pe-infer build)."
 
 
@@ -164,7 +168,7 @@ def prepare_folder(folder: Path) -> EngineFolder | None:
         What is there already, if it can be read and trusted.
 
     Raises:
-        ConfigurationError: It cannot be made, is not private, or holds other things.
+        ConfigurationError: It cannot be made or written, is not private, or holds other things.
     """
     try:
         folder.mkdir(mode=_PRIVATE_FOLDER, parents=True)
@@ -173,26 +177,30 @@ def prepare_folder(folder: Path) -> EngineFolder | None:
     except OSError as exc:
         raise ConfigurationError(f"{folder}: cannot be made: {exc.strerror}") from exc
     else:
-        folder.chmod(_PRIVATE_FOLDER)  # whatever the umask
         return None
     try:
         with _private(folder) as descriptor:
             names = os.listdir(descriptor)  # noqa: PTH208  pathlib takes no descriptor
-        if all(_OURS.fullmatch(name) for name in names):  # empty, or a first build was cut off
-            return None
+    except EngineError as exc:
+        raise ConfigurationError(f"{exc} Or name a new folder.") from exc
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{folder}: may not be written. Name another folder.")
+    try:
         return EngineFolder.open(folder)
     except EngineError as exc:
-        if exc.code == Code.ENGINE_STALE:
-            return None
-        raise ConfigurationError(
-            f"{folder}: not a folder to write engines to: {exc} Name a new folder."
-        ) from exc
+        others = sum(not _OURS.fullmatch(name) for name in names)
+        if others and exc.code != Code.ENGINE_STALE:
+            raise ConfigurationError(
+                f"{folder}: holds {others} files or folders that are no engines, and no "
+                f"{ENGINES} that can be read. Name a new folder."
+            ) from exc
+        return None  # a build that was cut off, or damaged: made anew
 
 
 def write_engines(
     folder: Path, manifest: EngineManifest, files: Mapping[str, bytes]
 ) -> EngineFolder:
-    """Write engines and their manifest, and remove what only an older manifest listed.
+    """Write engines and their manifest, and remove the engines that it does not list.
 
     Args:
         folder: See `prepare_folder`.
@@ -201,22 +209,37 @@ def write_engines(
 
     Raises:
         ConfigurationError: The folder cannot be used, or a file cannot be written. The old engines
-            are still whole then.
+            are still whole then, and nothing else is there.
     """
-    old = prepare_folder(folder)
+    prepare_folder(folder)
     with _private(folder) as descriptor:
+        with suppress(OSError):  # NFS locks no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed
         try:
-            for name, data in files.items():
-                _write(descriptor, name, data)
-            _write(descriptor, ENGINES, (manifest.model_dump_json(indent=1) + "\n").encode())
-            os.fsync(descriptor)
+            _write_all(descriptor, manifest, files)
         except OSError as exc:
             raise ConfigurationError(f"{folder}: cannot be written: {exc.strerror}") from exc
-        if old:
-            for name in _listed(old.manifest) - _listed(manifest):
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=descriptor)
-    return EngineFolder.open(folder)
+        ours = filter(_OURS.fullmatch, os.listdir(descriptor))  # noqa: PTH208
+        _remove(descriptor, {*ours} - {ENGINES} - _listed(manifest))
+        return EngineFolder.open(folder)
+
+
+def _write_all(descriptor: int, manifest: EngineManifest, files: Mapping[str, bytes]) -> None:
+    before = os.listdir(descriptor)
+    try:
+        for name, data in files.items():
+            _write(descriptor, name, data)
+        _write(descriptor, ENGINES, (manifest.model_dump_json(indent=1) + "\n").encode())
+    except BaseException:
+        _remove(descriptor, files.keys() - before)
+        raise
+    os.fsync(descriptor)
+
+
+def _remove(descriptor: int, names: Iterable[str]) -> None:
+    for name in names:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=descriptor)
 
 
 def _listed(manifest: EngineManifest) -> set[str]:
@@ -272,7 +295,11 @@ def _private(folder: Path) -> Iterator[int]:
             code=Code.ENGINE_UNAVAILABLE,
         ) from exc
     except OSError as exc:  # also a symbolic link
-        _refuse(folder, f"not a folder of its own: {exc.strerror}. Name the folder itself.", exc)
+        _refuse(
+            folder,
+            f"cannot be opened as a folder: {exc.strerror}. Name the folder itself, no link to it.",
+            exc,
+        )
     try:
         _check_owner(os.fstat(descriptor), folder)
         yield descriptor

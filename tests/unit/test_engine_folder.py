@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import engine_files as made_up
 import pytest
 
 from pe_infer.bundle import Bundle
-from pe_infer.engine_folder import ENGINES, EngineFolder, stored, write_engines
+from pe_infer.engine_folder import ENGINES, EngineFolder, prepare_folder, stored, write_engines
 from pe_infer.engine_manifest import EngineManifest
 from pe_infer.errors import Code, ConfigurationError, EngineError
 from pe_infer.half import CONVERSION_VERSION
@@ -75,6 +76,10 @@ def truncate(path: Path) -> None:
 
 def lengthen(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"more")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
 
 
 def swap(path: Path) -> None:
@@ -264,10 +269,46 @@ def test_new_engines_take_the_place_of_old_ones(folder: Path, bundle: Bundle) ->
     assert {path.name for path in folder.iterdir()} == {*listed, ENGINES, "notes.txt"}
 
 
+def test_what_killed_builds_have_left_goes_with_the_next(folder: Path, bundle: Bundle) -> None:
+    for name in ("encoder-0123456789ab.engine", ".up-0123456789ab.engine.17.partial"):
+        (folder / name).touch(mode=0o600)
+    rewritten(bundle, folder, b"new")
+    assert {path.name for path in folder.iterdir()} == {
+        *(entry.file for entry in EngineFolder.open(folder).manifest.engines.values()),
+        ENGINES,
+    }
+
+
+def test_two_builds_at_once_leave_the_engines_of_one(
+    folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one wants what the first one removes: it waits."""
+    real, second_is_done = os.replace, threading.Event()
+    first = threading.Thread(target=rewritten, args=(bundle, folder, b"new"))
+
+    def write_second() -> None:
+        made_up.write_made_up(folder, bundle)
+        second_is_done.set()
+
+    second = threading.Thread(target=write_second)
+
+    def replace(source: str, target: str, **folders: int) -> None:
+        real(source, target, **folders)
+        if threading.current_thread() is first and target == ENGINES:
+            second.start()
+            second_is_done.wait(0.5)
+
+    monkeypatch.setattr(os, "replace", replace)
+    first.start()
+    first.join()
+    second.join()
+    assert read(folder, bundle) == made_up.engine_bytes(NODE)
+
+
 def test_a_write_that_fails_leaves_the_old_engines(
     folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.replace
+    real, before = os.replace, {path.name for path in folder.iterdir()}
 
     def full(source: str, target: str, **folders: int) -> None:
         if target == ENGINES:
@@ -280,15 +321,32 @@ def test_a_write_that_fails_leaves_the_old_engines(
             rewritten(bundle, folder, b"new")
 
     assert read(folder, bundle) == made_up.engine_bytes(NODE)
-    assert not list(folder.glob(".*"))
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_a_first_build_that_was_cut_off_can_be_repeated(bundle: Bundle, tmp_path: Path) -> None:
     folder = made_up.write_made_up(tmp_path / "engines", bundle).folder
-    (folder / ENGINES).unlink()
+    (folder / ENGINES).rename(folder / ".engines.json.17.partial")
     (folder / ".encoder-0123456789ab.engine.17.partial").touch()
     made_up.write_made_up(folder, bundle)
     assert read(folder, bundle) == made_up.engine_bytes(NODE)
+
+
+@pytest.mark.parametrize("damage", [cut, link, pipe, made_up.open_to_others])
+def test_a_damaged_manifest_can_be_built_over(
+    folder: Path, bundle: Bundle, damage: Callable[[Path], None]
+) -> None:
+    damage(folder / ENGINES)
+    made_up.write_made_up(folder, bundle)
+    assert read(folder, bundle) == made_up.engine_bytes(NODE)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    with pytest.raises(ConfigurationError, match="may not be written"):
+        prepare_folder(folder)
 
 
 @pytest.mark.parametrize("spoil", [made_up.open_to_others, lambda f: (f / "thesis.txt").touch()])
@@ -297,7 +355,7 @@ def test_engines_are_not_written_to_a_folder_of_other_things(
 ) -> None:
     (folder := tmp_path / "documents").mkdir(mode=0o700)
     spoil(folder)
-    with pytest.raises(ConfigurationError, match="Name a new folder"):
+    with pytest.raises(ConfigurationError, match="ame a new folder"):
         made_up.write_made_up(folder, bundle)
     assert not list(folder.glob("*.engine"))
 
