@@ -147,8 +147,12 @@ class EngineManifest(_Value):
         )
 
     def _platform_misfit(self, machine: Machine) -> str:
-        portable = self.target == "tensorrt-rtx"  # between operating systems (its documentation)
-        if portable or machine.platform in {None, self.platform}:
+        ours, theirs = self.platform, machine.platform
+        if theirs is None:
+            return ""
+        if self.target == "tensorrt-rtx":  # portable between Linux and Windows (its documentation)
+            ours, theirs = _processor(ours), _processor(theirs)
+        if ours == theirs:
             return ""
         return f"built on {self.platform}, the machine is {machine.platform}"
 
@@ -165,3 +169,9 @@ def engine_schema() -> dict[str, Any]:
 def _number(capability: str) -> tuple[int, int]:
     major, _, minor = capability.partition(".")
     return int(major), int(minor)
+
+
+def _processor(platform: str) -> str:
+    """Of a platform, under its name on Linux."""
+    processor = platform.rpartition("-")[2].lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(processor, processor)

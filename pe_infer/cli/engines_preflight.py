@@ -90,6 +90,7 @@ def _print(
     verdicts: list[Verdict],
 ) -> None:
     manifest = engines.manifest
+    everywhere = [r for r in verdicts[0].reasons if all(r in v.reasons for v in verdicts)]
     later = " and later" if manifest.later_capabilities else ""
     compared = f"compared with {bundle.folder}" if bundle else "not compared: add --bundle"
     print_facts(
@@ -100,6 +101,7 @@ def _print(
             ("built with", f"{manifest.target} {manifest.version} on {manifest.platform}"),
             ("built for", ", ".join(manifest.compute_capabilities) + later),
             *_facts(machine).items(),
+            *(("no engine fits", reason) for reason in everywhere),
         ],
     )
     print_table(
@@ -109,7 +111,7 @@ def _print(
             (
                 verdict.node,
                 Text("fits", "green") if verdict.fits else Text("DOES NOT FIT", "red"),
-                "; ".join(verdict.reasons),
+                "; ".join(reason for reason in verdict.reasons if reason not in everywhere),
             )
             for verdict in verdicts
         ],

@@ -43,6 +43,7 @@ def test_fits(bundle: Bundle, changes: dict[str, Any], machine: str) -> None:
         ({}, "sm=12.0", ["8.6, 8.9, the GPU has 12.0"]),
         ({}, "sm=86,tensorrt-rtx=1.4", ["built with tensorrt-rtx 1.7.1.116"]),
         ({}, "tensorrt-rtx=1.7.1.11", ["1.7.1.116"]),
+        ({}, "platform=linux-aarch64", ["the machine is linux-aarch64"]),
         (DEFAULT, "sm=75", ["12.0 and later, the GPU has 7.5"]),
         (DEFAULT, "sm=90", ["the GPU has 9.0"]),
         (DEFAULT, "sm=87", ["the GPU has 8.7"]),

@@ -55,6 +55,15 @@ def test_engines_that_do_not_fit(folder: Path) -> None:
     assert "not compared" in result.output
 
 
+def test_what_speaks_against_every_engine_is_said_once(folder: Path) -> None:
+    entry = EngineFolder.open(folder).manifest.engines["down"]
+    (folder / entry.file).write_bytes(b"short")
+    output = doctor("--engines", folder, "--machine", "sm=87").output
+    assert output.count("the GPU has 8.7") == 1
+    (line,) = (line for line in output.splitlines() if "altered" in line)
+    assert line.split()[0] == "down"
+
+
 def test_the_report_is_json(folder: Path, bundle: Bundle) -> None:
     document = report("--engines", folder, "--machine", FITTING, "--bundle", bundle.folder)
     assert document["fits"] is True
