@@ -237,7 +237,8 @@ class _Build:
             ("outputs", writes, engine.outputs),
         ):
             wanted = {
-                tensor: f"float32 {(max_batch, *shape)}" for tensor, shape in expected.items()
+                tensor: f"float32 {(1, *shape)} to {(max_batch, *shape)}"
+                for tensor, shape in expected.items()
             }
             if (shown := _shown(found, max_batch)) != wanted:
                 self._refuse(node, f"its {role} are {shown}, the manifest says {wanted}")
@@ -251,7 +252,10 @@ class _Build:
 
 
 def _shown(specs: Mapping[str, TensorSpec], max_batch: int) -> dict[str, str]:
-    return {name: f"{spec.dtype} {spec.of_batch(max_batch)}" for name, spec in specs.items()}
+    return {
+        name: f"{spec.dtype} {spec.of_batch(1)} to {spec.of_batch(max_batch)}"
+        for name, spec in specs.items()
+    }
 
 
 def _built_for(flavour: Flavour, asked: tuple[str, ...]) -> tuple[str, ...]:

@@ -141,9 +141,12 @@ def _profile(builder: Any, name: str, inputs: Mapping[str, TensorSpec], max_batc
 def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
-        member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
-        if not config.set_compute_capability(member, index):
-            raise EngineError(f"compute capability {capability} was not accepted")
+        member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+        if member is None or not config.set_compute_capability(member, index):
+            raise EngineError(
+                f"{trt.__name__} {trt.__version__} does not build for compute capability "
+                f"{capability}"
+            )
 
 
 def _specs(count: int, get: Callable[[int], Any]) -> dict[str, TensorSpec]:

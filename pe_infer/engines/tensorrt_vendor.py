@@ -117,7 +117,7 @@ class Vendor:
         self.logger.errors.clear()
         try:
             yield
-        except (EngineError, KeyboardInterrupt):
+        except EngineError:
             raise
         except Exception as exc:
             raise self.failure(action, str(exc)) from exc

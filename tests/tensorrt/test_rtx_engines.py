@@ -156,6 +156,17 @@ def test_builds_for_every_capability_that_it_names(original: Built, capability: 
     assert engine.data.startswith(b"vtrt")
 
 
+def test_a_capability_that_this_version_does_not_know_is_named(original: Built) -> None:
+    with pytest.raises(EngineError, match=r"does not build for compute capability 9\.9"):
+        build_engine(
+            Vendor("tensorrt-rtx"),
+            original.bundle.files["encoder.onnx"],
+            name="encoder",
+            max_batch=1,
+            capabilities=("9.9",),
+        )
+
+
 def test_builds_for_chosen_gpus(original: Built, tmp_path: Path) -> None:
     options = BuildOptions(
         target="tensorrt-rtx", precision="fp32", capabilities=("89", "8.6"), max_batch=2

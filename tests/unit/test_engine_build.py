@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import toy_bundles as toy
 from fake_tensorrt import FakeTensorRt, Flag
@@ -229,6 +230,19 @@ def test_a_graph_that_is_not_the_manifests_is_refused(
     with pytest.raises(BundleError, match="node 'down'") as caught:
         build_engines(other, OPTIONS, tmp_path / "engines")
     assert caught.value.code == Code.BUNDLE_GRAPH
+
+
+def test_a_graph_of_one_batch_size_is_refused(
+    trt: FakeTensorRt, bundle: Bundle, tmp_path: Path
+) -> None:
+    model = onnx.load_from_string(bundle.files["encoder.onnx"])
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    document = bundle.manifest.model_dump(mode="json", exclude={"files"})
+    files = {**bundle.files, "encoder.onnx": model.SerializeToString()}
+    other = write_bundle(tmp_path / "toy", document, files)
+    with pytest.raises(BundleError, match=r"float32 \(4, 3, 8, 8\) to \(4, 3, 8, 8\)"):
+        build_engines(other, OPTIONS, tmp_path / "engines")
 
 
 def test_tensorrt_needs_the_gpu_that_it_builds_for(
