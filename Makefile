@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-cpp test-dist test-export test-tensorrt lint format schemas bench clean
+.PHONY: help demo test test-cpp test-dist test-export test-tensorrt lint format schemas gpu-tables bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,9 @@ format: $(VENV)/lint  ## apply ruff and clang-format
 
 schemas: $(VENV)/installed  ## write docs/*.schema.json
 	$(BIN)/python -m pe_infer.schemas docs
+
+gpu-tables: $(VENV)/test  ## write the tables of docs/gpu.md (computed from the shipped graphs)
+	$(BIN)/python -m benchmarks.roofline --write
 
 bench: $(VENV)/installed  ## latency of a 300-slice study on this machine
 	$(BIN)/python benchmarks/latency.py

@@ -1,4 +1,4 @@
-"""From a bundle's graph to a strongly typed FP16 graph. The only module that imports onnx.
+"""From a bundle's graph to a strongly typed FP16 graph.
 
 TensorRT 11 and TensorRT for RTX compute in the types that the graph says, so half precision is a
 property of the graph. Which node computes in which type follows from four rules:
@@ -17,7 +17,6 @@ casts lie inside. Weights are float16 where they are used as such, with no Cast 
 bytes in give the same bytes out.
 """
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -25,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_infer.errors import Code, EngineError
+from pe_infer.errors import EngineError
 from pe_infer.manifest import Precision
+from pe_infer.onnx_vendor import onnx_module
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from pe_infer.onnx_vendor import GraphProto, ModelProto, NodeProto, TensorProto
 
 CONVERSION_VERSION: Final = 1  # a change of the rules makes engines that were built before stale
 PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -67,7 +67,7 @@ def half_graph(graph: bytes, *, name: str, precision: Precision, rounded: bool =
     """
     if precision == "float32":
         return graph
-    onnx = _vendor()
+    onnx = onnx_module("float16 graphs")
     with _translated(name):
         model: ModelProto = onnx.load_model_from_string(graph)
         _Conversion(onnx, model, name, mixed=precision == "mixed", rounded=rounded).run()
@@ -272,21 +272,6 @@ def _refuse_nested(model: "ModelProto", name: str) -> None:
 
 def _refuse(name: str, problem: str) -> NoReturn:
     raise EngineError(f"{name} cannot be converted to float16: {problem}")
-
-
-def _vendor() -> Any:
-    """Import onnx with the modules that are used here; it imports some of them by itself."""
-    try:
-        onnx = importlib.import_module("onnx")
-        for module in ("checker", "helper", "numpy_helper", "shape_inference"):
-            importlib.import_module(f"onnx.{module}")
-    except Exception as exc:
-        raise EngineError(
-            f"float16 graphs need the package onnx, which cannot be imported ({exc}): "
-            "pip install onnx, which comes with 'pe-infer[tensorrt-rtx]' and 'pe-infer[tensorrt]'",
-            code=Code.ENGINE_UNAVAILABLE,
-        ) from exc
-    return onnx
 
 
 @contextmanager
