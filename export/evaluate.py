@@ -22,11 +22,12 @@ from export.command_line import PhantomOption, reported
 from export.datasets.generate import GriddedStudy, to_grid
 from export.datasets.labels import slab_label
 from export.evaluation_plots import write_plots
+from export.held_out import held_out
 from export.measures import SlabCase, StudyCase, summary
 from export.training.validation import peak_hits
 from export.trivial import trivial_scores
 from pe_infer import Detector
-from pe_infer.errors import Code, ConfigurationError, InputError
+from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import DEFAULT, Embolus, PhantomConfig, PhantomStudy, generate_pair
 from pe_infer.result import StudyResult
@@ -173,26 +174,6 @@ def case_folder(detector: Detector, config: PhantomConfig) -> str:
 
 def _line(case: StudyCase) -> str:
     return json.dumps(asdict(case)) + "\n"
-
-
-def held_out(training: Mapping[str, Any], seeds: range) -> bool:
-    """Whether a bundle says which seeds it was trained on, and they are others.
-
-    Args:
-        training: ``training`` of the manifest.
-        seeds: To be evaluated on.
-
-    Raises:
-        ConfigurationError: It was trained or validated on some of them.
-    """
-    known: Mapping[str, Any] | None = training.get("seeds")
-    for name, (first, count) in (known or {}).items():
-        if max(first, seeds.start) < min(first + count, seeds.stop):
-            raise ConfigurationError(
-                f"seeds {seeds.start} to {seeds.stop - 1}: the bundle used {first} to "
-                f"{first + count - 1} for {name}. Pass another --first-seed."
-            )
-    return known is not None
 
 
 def main(

@@ -1,4 +1,4 @@
-"""Bundles on disk: a folder of ``bundle.json``, ONNX graphs and golden data, checked when loaded.
+"""Bundles on disk: ``bundle.json``, ONNX graphs, golden data, certificate; checked when loaded.
 
 Every file is read once; the bytes whose sha256 was checked are the bytes that are compiled later,
 so a file that is changed in between changes nothing.
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pe_infer.certificate import CERTIFICATE_FILE, Certificate
 from pe_infer.errors import BundleError, Code, ConfigurationError
 from pe_infer.manifest import FORMAT_VERSION, PREPROCESSING_VERSION, GraphNode, Manifest, ReduceNode
 from pe_infer.onnx_scan import NotOnnxError, external_tensors
@@ -128,12 +129,14 @@ class Bundle:
         sha256: Hash of the manifest, and so of every file that it lists: the identity of the
             bundle.
         files: Contents of the listed files.
+        certificate: What float16 costs, if that was measured.
     """
 
     manifest: Manifest
     folder: Path
     sha256: str
     files: Mapping[str, bytes]
+    certificate: Certificate | None
 
     @classmethod
     def load(cls, name_or_folder: str | Path) -> Self:
@@ -144,8 +147,8 @@ class Bundle:
         Write ``./name`` to mean the folder.
 
         Raises:
-            BundleError: Nothing is there, the manifest or a file is not as it must be, or a path
-                leads outside.
+            BundleError: Nothing is there, the manifest or a file is not as it must be, a path leads
+                outside, or the certificate is of another bundle.
         """
         folder = find_bundle(name_or_folder)
         text = _read_inside(folder, MANIFEST, MAX_MANIFEST_BYTES)
@@ -169,6 +172,7 @@ class Bundle:
             folder=folder,
             sha256=_identity(document),
             files=MappingProxyType(files),
+            certificate=_certificate(manifest, files, folder),
         )
 
     def graph(self, node: GraphNode) -> bytes:
@@ -253,6 +257,7 @@ def write_bundle(
 
     Args:
         folder: Made if it is not there; files of the same names are replaced, ``bundle.json`` last.
+            The certificate of a bundle that was there before is removed.
         document: The manifest without ``files``.
         files: Contents, or where to read them, of every file that the manifest names, and of any
             others to be listed.
@@ -261,8 +266,8 @@ def write_bundle(
         The bundle, as loaded from ``folder``.
 
     Raises:
-        BundleError: What would be written could not be loaded. Where a file's name or the manifest
-            is at fault, nothing has been written.
+        BundleError: What would be written could not be loaded. Where a file's name, the manifest or
+            the certificate is at fault, nothing has been written.
     """
     contents = {
         name: data if isinstance(data, bytes) else data.read_bytes() for name, data in files.items()
@@ -276,6 +281,7 @@ def write_bundle(
         _check_name(folder, name)
         if name == MANIFEST:
             _refuse(folder / name, "is written from the manifest: it cannot be a file too", None)
+    _certificate(manifest, contents, folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
         path = folder / name
@@ -284,7 +290,50 @@ def write_bundle(
     _replace(
         folder / MANIFEST, (json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n").encode()
     )
+    if CERTIFICATE_FILE not in contents:
+        (folder / CERTIFICATE_FILE).unlink(missing_ok=True)
     return Bundle.load(folder)
+
+
+def add_certificate(bundle: Bundle, certificate: Certificate) -> Bundle:
+    """Put a certificate into a bundle's folder, in the place of an earlier one.
+
+    Graphs stay as they are. The bundle's own sha256 changes, so engines that were built from it are
+    stale.
+
+    Raises:
+        BundleError: It is a certificate of another bundle (``bundle.invalid``): nothing is changed.
+    """
+    document = bundle.manifest.model_dump(mode="json", exclude={"files", "certificate"})
+    earlier = bundle.manifest.certificate
+    files: dict[str, bytes | Path] = {
+        name: data for name, data in bundle.files.items() if earlier is None or name != earlier.file
+    }
+    files[CERTIFICATE_FILE] = certificate.to_bytes()
+    return write_bundle(
+        bundle.folder, {**document, "certificate": {"file": CERTIFICATE_FILE}}, files
+    )
+
+
+def _certificate(
+    manifest: Manifest, files: Mapping[str, bytes], folder: Path
+) -> Certificate | None:
+    if manifest.certificate is None:
+        return None
+    source = folder / manifest.certificate.file
+    try:
+        certificate = Certificate.model_validate_json(files[manifest.certificate.file])
+    except ValidationError as exc:
+        errors = "; ".join(_one_error(error) for error in exc.errors(include_url=False)[:5])
+        _refuse(source, f"not a certificate: {errors}", exc)
+    if problem := certificate.misfit(manifest):
+        _refuse(
+            source,
+            f"the certificate does not belong to this bundle: {problem}. Measure this bundle with "
+            "'python -m export.certify'.",
+            None,
+        )
+    return certificate
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -236,6 +236,12 @@ class Golden(_Value):
     tolerance: Tolerance = Tolerance()
 
 
+class CertificateEntry(_Value):
+    """What float16 costs, as measured (see `pe_infer.certificate`)."""
+
+    file: FileName
+
+
 class FileEntry(_Value):
     """One file of the bundle."""
 
@@ -270,6 +276,7 @@ class Manifest(_Value):
     rule: Rule
     provisional_alert: ProvisionalAlert | None = None
     golden: Golden | None = None
+    certificate: CertificateEntry | None = None
     files: dict[FileName, FileEntry]
     training: dict[str, JsonValue] = {}
     """Where the weights come from: data, code version, date, metrics."""
@@ -284,8 +291,7 @@ class Manifest(_Value):
                 f"{[point.name for point in self.operating_points]}"
             )
         used = {node.graph for node in self.nodes if not isinstance(node, ReduceNode)}
-        if self.golden:
-            used.add(self.golden.file)
+        used |= {entry.file for entry in (self.golden, self.certificate) if entry}
         if unlisted := sorted(used - self.files.keys()):
             raise ValueError(f"no sha256 in 'files' for {unlisted}")
         needed = STUDY_LOGIT if isinstance(self.rule, ThresholdRule) else SLAB_LOGIT

@@ -4,12 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+from pe_infer.certificate import certificate_schema
 from pe_infer.engine_manifest import engine_schema
 from pe_infer.manifest import manifest_schema
 from pe_infer.result import result_schema
 
 SCHEMAS = {
     "bundle.schema.json": manifest_schema,
+    "certificate.schema.json": certificate_schema,
     "engines.schema.json": engine_schema,
     "result.schema.json": result_schema,
 }

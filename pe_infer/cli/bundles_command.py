@@ -8,6 +8,7 @@ from rich.text import Text
 
 from pe_infer.bundle import Bundle, shipped
 from pe_infer.bundle_check import SelfTest, self_test
+from pe_infer.cli.certificate_view import headline, print_certificate
 from pe_infer.cli.layout import Cell, open_console, print_facts, print_table
 from pe_infer.engines.base import EngineOptions, installed, select
 from pe_infer.errors import BundleError, Code, ConfigurationError, EngineError
@@ -51,12 +52,21 @@ def list_bundles() -> None:
 def show_bundle(
     bundle: BundleArgument,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print manifest and precision certificate as JSON."),
+    ] = False,
 ) -> None:
-    """Show what a bundle says of itself, and what runs while the scan is still on."""
+    """Show what a bundle says of itself, what runs while the scan is still on, what float16 costs.
+
+    As JSON, the certificate stands in the place of the name of its file.
+    """
     loaded = Bundle.load(bundle)
     if as_json:
-        typer.echo(json.dumps(loaded.manifest.model_dump(mode="json"), indent=1))
+        document = loaded.manifest.model_dump(mode="json")
+        if loaded.certificate:
+            document["certificate"] = loaded.certificate.model_dump(mode="json")
+        typer.echo(json.dumps(document, indent=1))
         return
     program = Program(loaded.manifest)
     console = open_console()
@@ -71,6 +81,8 @@ def show_bundle(
         _nodes(program),
         title="program",
     )
+    if loaded.certificate:
+        print_certificate(console, loaded.certificate)
 
 
 @app.command("verify")
@@ -161,6 +173,7 @@ def _facts(bundle: Bundle, program: Program) -> list[tuple[str, str]]:
         ("operating points", points),
         ("memory", f"for {_TYPICAL_SLABS} slabs, besides the engine: {memory}"),
         ("golden data", manifest.golden.file if manifest.golden else "none"),
+        ("certificate", headline(bundle.certificate)),
         ("sha256", bundle.sha256),
         ("folder", str(bundle.folder)),
     ]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from export.evaluate import held_out, read_cases
+from export.evaluate import read_cases
+from export.held_out import held_out
 from export.measures import COMBINED, SlabCase, StudyCase, auc, measures, summary, trivial_measures
 from export.trivial import NAMES
 from pe_infer.errors import ConfigurationError

@@ -16,6 +16,7 @@ LAYERS = [
     {"errors"},
     {"geometry", "result", "machine", "gpu_rates"},
     {"series", "lattice", "manifest", "onnx_scan", "onnx_vendor"},
+    {"certificate"},
     {"bundle", "scope", "half", "engine_manifest"},
     {"engine_folder", "graph_cost"},
     {"preprocess", "sequencer", "program", "engines", "cuda"},
