@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_curve
 
 WANTED = 0.95  # sensitivity of the "sensitive" point, specificity of the "specific" one
+BOOTSTRAPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,33 +57,58 @@ def fit_calibration(logits: Sequence[float], labels: Sequence[float]) -> PlattSc
 def choose_points(probabilities: NDArray[np.float64], labels: Sequence[float]) -> list[Point]:
     """Operating points ``balanced`` (largest sum of both), ``sensitive`` and ``specific``.
 
-    Thresholds lie half-way between neighbouring probabilities. What is said of the points is
-    measured on the studies that chose them, hence too good.
+    What is said of the points is measured on the studies that chose them, hence too good.
 
     Args:
         probabilities: (N,) calibrated, of validation studies of both classes.
         labels: 1 = PE, 0 = none.
     """
     truth = np.asarray(labels) > 0.5
-    false_share, true_share, _ = roc_curve(truth, probabilities, drop_intermediate=False)
-    values = np.unique(probabilities)[::-1]
-    edges = np.concatenate([[1.0], (values[:-1] + values[1:]) / 2, [0.0]])
-    sensitivity, specificity = true_share, 1.0 - false_share
-    balanced = int(np.argmax(sensitivity + specificity))
-    sensitive = int(np.argmax(sensitivity >= WANTED))
-    specific = int(len(specificity) - 1 - np.argmax(specificity[::-1] >= WANTED))
+    positives, negatives = probabilities[truth], probabilities[~truth]
+    thresholds, sensitivity, specificity = _curve(positives, negatives)
+    balanced = _balanced_threshold(positives, negatives)
+    # ascending thresholds: the last that is sensitive, the first that is specific
+    sensitive = thresholds[np.flatnonzero(sensitivity >= WANTED)[-1]]
+    specific = thresholds[np.flatnonzero(specificity >= WANTED)[0]]
     chosen = {
         "balanced": (balanced, "largest sum of sensitivity and specificity"),
-        "sensitive": (sensitive, f"sensitivity of at least {WANTED}"),
-        "specific": (specific, f"specificity of at least {WANTED}"),
+        "sensitive": (min(sensitive, balanced), f"sensitivity of at least {WANTED}"),
+        "specific": (max(specific, balanced), f"specificity of at least {WANTED}"),
     }
     return [
         Point(
             name=name,
-            threshold=float(np.clip(edges[place], 0.0, 1.0)),
+            threshold=float(threshold),
             description=f"{why}, on the validation studies",
-            sensitivity=float(sensitivity[place]),
-            specificity=float(specificity[place]),
+            sensitivity=float((positives >= threshold).mean()),
+            specificity=float((negatives < threshold).mean()),
         )
-        for name, (place, why) in chosen.items()
+        for name, (threshold, why) in chosen.items()
     ]
+
+
+def _balanced_threshold(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
+    """Median of the best thresholds of resampled studies: one study more or less moves it little.
+
+    The best threshold of the studies as they are jumps from gap to gap of the probabilities.
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(BOOTSTRAPS):
+        thresholds, sensitivity, specificity = _curve(
+            rng.choice(positives, len(positives)), rng.choice(negatives, len(negatives))
+        )
+        total = sensitivity + specificity
+        found.append(float(np.mean(thresholds[total == total.max()])))
+    return float(np.median(found))
+
+
+def _curve(
+    positives: NDArray[np.float64], negatives: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Thresholds half-way between probabilities, ascending; sensitivity and specificity of each."""
+    values = np.unique(np.concatenate([positives, negatives]))
+    thresholds = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
+    missed = np.searchsorted(np.sort(positives), thresholds) / len(positives)
+    passed = np.searchsorted(np.sort(negatives), thresholds) / len(negatives)
+    return thresholds, 1.0 - missed, passed

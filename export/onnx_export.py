@@ -158,6 +158,18 @@ class ScoreGraph(nn.Module):
         return y
 
 
+def encoder_node(stage1: SlabClassifier, size: int) -> GraphNode:
+    """The map that turns slabs of ``size`` rows and columns into features; ``stage1`` is copied."""
+    return GraphNode(
+        name="encoder",
+        kind="map",
+        module=EncoderGraph(stage1),
+        inputs={"slab": SLAB},
+        outputs={"features": "features", "attention": "attention", "stage1_logit": "stage1_logit"},
+        shapes={"slab": (stage1.in_channels, size, size)},
+    )
+
+
 def graph_nodes(stage1: SlabClassifier, stage2: StudyNet, size: int) -> list[GraphNode]:
     """The map and scan nodes of the PE system, in order of computation.
 
@@ -166,22 +178,11 @@ def graph_nodes(stage1: SlabClassifier, stage2: StudyNet, size: int) -> list[Gra
         stage2: Recurrent net over its features; copied.
         size: Rows and columns of a slab.
     """
-    encoder = EncoderGraph(stage1)
     net = copy.deepcopy(stage2).eval().float()
     first, second = net.filters
     cells = size // TOTAL_STRIDE
     half = cells // 2
-    maps = {"features": "features", "attention": "attention", "stage1_logit": "stage1_logit"}
-    nodes = [
-        GraphNode(
-            name="encoder",
-            kind="map",
-            module=encoder,
-            inputs={"slab": SLAB},
-            outputs=maps,
-            shapes={"slab": (stage1.in_channels, size, size)},
-        )
-    ]
+    nodes = [encoder_node(stage1, size)]
 
     def recurrent(
         layer: str, source: str, norm: SequenceNorm | None, channels: int, side: int, *, pool: bool

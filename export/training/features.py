@@ -22,13 +22,14 @@ from export.datasets.augment import windowed
 from export.datasets.labels import MIN_CLOT_PIXELS
 from export.datasets.store import StoredStudy, StudyPair
 from export.models.stage1 import SlabClassifier
+from export.onnx_export import encoder_node, export_graph, round_weights
 from export.training.config import GridSettings
+from pe_infer.engines import EngineOptions, select
 from pe_infer.errors import ConfigurationError
 
 CACHE_FILE = "cache.json"
 SCALE_PAIRS = 4
 HEADROOM = 1.5
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -78,30 +79,38 @@ class FeatureCache:
 
 
 class Encoder:
-    """Stage 1 over the slabs of stored studies, in bfloat16 where PyTorch's autocast allows it."""
+    """Stage 1 as a bundle has it, on the engine that runs bundles, over slabs of stored studies."""
 
-    def __init__(self, model: SlabClassifier, grid: GridSettings) -> None:
-        """Keep the frozen model and the grid of the store."""
-        self.model = model.eval()
+    def __init__(
+        self, model: SlabClassifier, grid: GridSettings, *, threads: int | None = None
+    ) -> None:
+        """Export and compile the frozen model.
+
+        Args:
+            model: Stage 1.
+            grid: Of the store.
+            threads: Of the engine; ``None`` is one per core.
+        """
         self.grid = grid
+        self.feature_channels = model.feature_channels
+        node = encoder_node(model, grid.rows)
+        round_weights([node])
+        self._session = (
+            select(options=EngineOptions(threads=threads))
+            .compile(
+                export_graph(node).SerializeToString(), name=node.name, precision=node.precision
+            )
+            .session()
+        )
 
-    @torch.inference_mode()
     def __call__(self, study: StoredStudy, middles: Sequence[int]) -> Tensor:
         """Features (len(middles), C, h, w) float32."""
-        window = self.grid.window
-        parts: list[Tensor] = []
-        for start in range(0, len(middles), BATCH):
-            hu = np.stack(
-                [
-                    study.slab_hu(m, self.grid.planes_per_slab)
-                    for m in middles[start : start + BATCH]
-                ]
-            )
-            slabs = windowed(torch.from_numpy(hu).float(), window.low_hu, window.high_hu)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                features = self.model.encode(slabs.contiguous(memory_format=torch.channels_last))
-            parts.append(features.float().contiguous())
-        return torch.cat(parts) if parts else torch.empty(0)
+        window, parts = self.grid.window, []
+        for middle in middles:
+            hu = study.slab_hu(middle, self.grid.planes_per_slab)[np.newaxis]
+            slab = windowed(torch.from_numpy(hu.astype(np.float32)), window.low_hu, window.high_hu)
+            parts.append(self._session.run({"slab": slab.numpy()})["features"].copy())
+        return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
 
 
 def open_cache(
@@ -115,7 +124,7 @@ def open_cache(
     path = folder / CACHE_FILE
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        highest = torch.zeros(encoder.model.feature_channels)
+        highest = torch.zeros(encoder.feature_channels)
         for pair in pairs[:SCALE_PAIRS]:
             features = encoder(pair.positive, pair.positive.record.slab_planes[::3])
             highest = torch.maximum(highest, features.amax(dim=(0, 2, 3)))

@@ -401,7 +401,7 @@ def main(
             data_settings,
             data,
             run / FEATURES_FOLDER,
-            Encoder(model, data_settings.grid),
+            Encoder(model, data_settings.grid, threads=threads),
             console,
             stage1_sha256=hashlib.sha256(stage1.read_bytes()).hexdigest(),
         )

@@ -48,12 +48,23 @@ def test_points_do_what_they_say_on_the_studies_that_chose_them() -> None:
         for t in np.linspace(0, 1, 301)
     ]
     balanced = points["balanced"]
-    assert balanced.sensitivity + balanced.specificity - 1 == pytest.approx(max(sums))
+    assert balanced.sensitivity + balanced.specificity - 1 >= max(sums) - 0.05
     assert (
         points["sensitive"].threshold
         <= points["balanced"].threshold
         <= points["specific"].threshold
     )
+
+
+def test_one_lucky_gap_does_not_move_the_balanced_threshold() -> None:
+    probabilities = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9] * 8) + np.arange(64) * 1e-4
+    labels = (probabilities > 0.5).astype(float)
+    labels[(probabilities > 0.6) & (probabilities < 0.605)] = 0.0  # seven positives look negative
+    labels[(probabilities > 0.3) & (probabilities < 0.304)] = 1.0  # and six the other way round
+    balanced = next(p for p in choose_points(probabilities, labels.tolist()))
+    assert 0.4 < balanced.threshold < 0.65
+    again = next(p for p in choose_points(probabilities[1:], labels[1:].tolist()))
+    assert again.threshold == pytest.approx(balanced.threshold, abs=0.1)
 
 
 def evaluation(weights: dict[str, str]) -> dict[str, Any]:
