@@ -26,7 +26,7 @@ LAYERS = [
     {"stream"},
     {"dicom", "phantom"},
     {"detector"},
-    {"report", "node"},
+    {"report", "node", "gpu_selfcheck"},
     {"cli"},
     {"__main__", "schemas"},
 ]
