@@ -34,7 +34,7 @@ $(VENV)/export: $(VENV)/test
 	touch $@
 
 $(VENV)/tensorrt: $(VENV)/test
-	$(PIP) --editable '.[test,tensorrt-rtx]' nvidia-cuda-nvrtc
+	$(PIP) --editable '.[test,tensorrt-rtx]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/test

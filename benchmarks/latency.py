@@ -202,7 +202,7 @@ def _kernel(detector: Detector, images: Sequence[Slice]) -> dict[str, float]:
     def scipys() -> None:
         for image in some:
             hu = np.clip(
-                image.pixels * np.float32(image.rescale_slope) + image.rescale_intercept,
+                image.host_pixels * np.float32(image.rescale_slope) + image.rescale_intercept,
                 -1024,
                 4095,
             )

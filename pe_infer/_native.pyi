@@ -30,6 +30,9 @@ class SliceResampler:
         out: NDArray[np.int16],
     ) -> None: ...
 
+def axis_weights(
+    in_size: int, in_spacing: float, out_size: int, out_spacing: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32], int, int]: ...
 def gather_plane(
     slices: Sequence[NDArray[np.int16]], weights: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None: ...

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pe_infer.bundle import Bundle, GoldenData, write_bundle
 from pe_infer.compiled import CompiledProgram, EngineInfo
-from pe_infer.engines.base import Engine, EngineOptions, Runtime, Tensor, select
+from pe_infer.engines.base import Engine, EngineOptions, Runtime, select
+from pe_infer.engines.lane import Tensor
 from pe_infer.errors import BundleError, Code
 from pe_infer.manifest import SLAB, Direction
 

@@ -1,12 +1,13 @@
 """A bundle's graphs on one runtime: compiled once, checked, shared by all streams."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NoReturn, Self
 
 from pe_infer.bundle import Bundle
 from pe_infer.engines.base import Engine, EngineOptions, Runtime, TensorSpec, warm_up
+from pe_infer.engines.lane import Lane
 from pe_infer.errors import BundleError, Code
 from pe_infer.executor import Executor
 from pe_infer.manifest import Direction, GraphNode, Precision, ScanNode
@@ -50,8 +51,18 @@ class CompiledProgram:
     runtime: Runtime
 
     @classmethod
-    def compile(cls, bundle: Bundle, runtime: Runtime) -> Self:
+    def compile(
+        cls,
+        bundle: Bundle,
+        runtime: Runtime,
+        load: Callable[[GraphNode], Engine] | None = None,
+    ) -> Self:
         """Check the dataflow, compile every graph, and check every graph against the manifest.
+
+        Args:
+            bundle: What to compile.
+            runtime: On what.
+            load: Gives a node's engine where the runtime need not compile it.
 
         Raises:
             BundleError: The dataflow is not valid (``bundle.invalid``), or a graph does not have
@@ -64,11 +75,15 @@ class CompiledProgram:
         for node in program.graph_nodes:
             key = (node.graph, node.precision, program.max_batch(node))
             if key not in compiled:
-                compiled[key] = runtime.compile(
-                    bundle.graph(node),
-                    name=f"{bundle.manifest.name}/{node.graph}",
-                    precision=key[1],
-                    max_batch=key[2],
+                compiled[key] = (
+                    load(node)
+                    if load
+                    else runtime.compile(
+                        bundle.graph(node),
+                        name=f"{bundle.manifest.name}/{node.graph}",
+                        precision=key[1],
+                        max_batch=key[2],
+                    )
                 )
             check_graph(program, node, compiled[key], f"{bundle.folder / node.graph}")
             engines[node.name] = compiled[key]
@@ -89,14 +104,21 @@ class CompiledProgram:
             runtime=runtime,
         )
 
-    def executor(self, arrival: Direction | None = None) -> Executor:
-        """An executor for one stream; see `Executor`."""
-        return Executor(self.program, self.engines, arrival=arrival, empty=self.runtime.empty)
+    def executor(self, arrival: Direction | None = None, lane: Lane | None = None) -> Executor:
+        """An executor for one study; see `Executor`.
+
+        Args:
+            arrival: Order in which slabs will come.
+            lane: Of `Runtime.lane`, where the slabs are made too; ``None`` is a new one.
+        """
+        lane = lane or self.runtime.lane()
+        return Executor(self.program, self.engines, arrival=arrival, lane=lane)
 
     def warm_up(self) -> None:
         """Run every engine once, so that the first slab takes as long as the next."""
+        lane = self.runtime.lane()
         for engine in dict.fromkeys(self.engines.values()):
-            warm_up(engine)
+            warm_up(engine, lane)
 
 
 def check_graph(program: Program, node: GraphNode, engine: Engine, source: str) -> None:

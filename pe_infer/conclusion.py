@@ -32,7 +32,17 @@ from pe_infer.sequencer import Sequencer
 ATTENTION: Final = "attention"  # output of a bundle: (N, 1, rows, cols) activation per slab
 NO_ORGAN: Final = "gate.no_organ"
 UNDECIDED: Final = "rule.undecided"
-_PACKAGES: Final = ("pe-infer", "numpy", "pydicom", "openvino", "onnxruntime")
+_PACKAGES: Final = (
+    "pe-infer",
+    "numpy",
+    "pydicom",
+    "openvino",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

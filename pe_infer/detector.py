@@ -18,11 +18,15 @@ from pe_infer import dicom
 from pe_infer.bundle import Bundle
 from pe_infer.compiled import CompiledProgram
 from pe_infer.conclusion import Background
+from pe_infer.cuda.preprocess import DeviceSliceResampler, DeviceVolume
+from pe_infer.engine_store import stored_engines
 from pe_infer.engines.base import AUTO, EngineOptions, select
+from pe_infer.engines.tensorrt import TensorRtRuntime
+from pe_infer.engines.tensorrt_vendor import FLAVOURS
 from pe_infer.errors import ConfigurationError, StreamError
 from pe_infer.executor import FIRST_CAPACITY
 from pe_infer.geometry import Slice
-from pe_infer.preprocess import CACHED_PLANES
+from pe_infer.preprocess import CACHED_PLANES, Resampler, SlabMaker, SliceResampler, Volume
 from pe_infer.program import FLOAT_BYTES
 from pe_infer.result import QualityFlag, StudyResult, Update
 from pe_infer.stream import MAX_BATCH, Stream, StreamSetup
@@ -61,25 +65,32 @@ class Detector:
         threads: int | None = None,
         operating_point: str | None = None,
         cache_dir: Path | Literal["default"] | None = "default",
+        engines: Path | None = None,
         warm_up: bool = True,
     ) -> None:
         """Load, check, compile and warm up.
 
         Args:
             bundle: Name of a shipped bundle, or a bundle's folder.
-            engine: ``"openvino"`` or ``"onnxruntime"``: that one or an error. ``"auto"``: the first
-                of them installed.
+            engine: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``: that
+                one or an error. ``"auto"``: the first of the former two installed; a GPU is used
+                only where it is asked for.
             precision: ``"default"``: what the bundle allows and the processor does best;
                 ``"float32"`` everywhere.
             threads: Threads of one inference; ``None`` is one per available core.
             operating_point: One of the bundle's; ``None`` is its default.
-            cache_dir: Where compiled graphs are kept (see `default_cache_dir`); ``None`` keeps
-                none.
+            cache_dir: Where compiled graphs and TensorRT engines are kept (see
+                `default_cache_dir`); ``None`` keeps none.
+            engines: With TensorRT: a folder of ``pe-infer build``, which is only read. ``None``:
+                those in ``cache_dir``, built there where they are missing or do not fit any more,
+                which takes minutes and is logged.
             warm_up: Run every graph once, so that the first slab is as fast as the others.
 
         Raises:
             BundleError: The bundle is missing, altered or inconsistent.
-            EngineError: The engine is absent or refuses a graph.
+            EngineError: The engine or its GPU is absent (``engine.unavailable``), it refuses a
+                graph, or ``engines`` cannot be used (``engine.stale``, ``engine.unfit``,
+                ``engine.untrusted``).
             ConfigurationError: An argument has no meaning.
         """
         loaded = Bundle.load(bundle)
@@ -92,9 +103,7 @@ class Detector:
             )
         cache = default_cache_dir() if cache_dir == "default" else cache_dir
         options = EngineOptions(precision=precision, threads=threads, cache_dir=cache)
-        self._compiled = CompiledProgram.compile(loaded, select(engine, options))
-        if warm_up:
-            self._compiled.warm_up()
+        self._compiled = _compiled(loaded, engine, options, engines, warm_up=warm_up)
         self._background = Background(compiled=self._compiled, operating_point=point)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._jobs: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
@@ -131,13 +140,43 @@ class Detector:
         """The program and its engines: which runtime, which arithmetic."""
         return self._compiled
 
-    def open(self) -> Stream:
+    def open(self, *, producer_stream: object | None = None) -> Stream:
         """Start a study.
 
+        Args:
+            producer_stream: With an engine on a GPU, the CUDA stream on which slices that lie there
+                are made: an object with ``__cuda_stream__``, a stream of PyCUDA, CuPy or PyTorch,
+                or a handle. The study waits for it, on the GPU, before it reads a slice that does
+                not name a stream itself, as PyTorch's and PyCUDA's do not; ``None`` is CUDA's
+                default stream.
+
         Raises:
+            ConfigurationError: ``producer_stream`` is no stream, or the engine is not on a GPU.
+            EngineError: The GPU has no room for another study.
             StreamError: The detector is closed.
         """
-        setup = StreamSetup(background=self._background, convert=_convert, schedule=self._schedule)
+        lane = self._compiled.runtime.lane()
+        grid = self.bundle.manifest.grid
+        resample: Resampler
+        volume: SlabMaker
+        if lane.stream is not None:
+            resample = DeviceSliceResampler(grid, lane.stream, producer_stream)
+            volume = DeviceVolume(grid, lane.stream)
+        elif producer_stream is None:
+            resample, volume = SliceResampler(grid), Volume(grid)
+        else:
+            raise ConfigurationError(
+                f"producer_stream={producer_stream!r} with engine {self._compiled.info.name!r}: it "
+                "reads slices from memory; leave it out, or choose an engine on the GPU"
+            )
+        setup = StreamSetup(
+            background=self._background,
+            lane=lane,
+            resample=resample,
+            volume=volume,
+            convert=_convert,
+            schedule=self._schedule,
+        )
         stream = Stream(setup)
         with self._opening:
             if self._closed:
@@ -250,6 +289,27 @@ def _end(jobs: "queue.SimpleQueue[Stream | None]", worker: threading.Thread) -> 
     jobs.put(None)
     if worker is not threading.current_thread():
         worker.join()
+
+
+def _compiled(
+    bundle: Bundle, engine: str, options: EngineOptions, engines: Path | None, *, warm_up: bool
+) -> CompiledProgram:
+    """A bundle's program, compiled or loaded."""
+    if engines is not None and engine not in FLAVOURS:
+        raise ConfigurationError(
+            f"engines={str(engines)!r} with engine={engine!r}: built engines belong to one of "
+            f"{list(FLAVOURS)}; name it, or leave them out"
+        )
+    runtime = select(engine, options)
+    stored = None
+    if isinstance(runtime, TensorRtRuntime):
+        stored = stored_engines(bundle, runtime, folder=engines, cache_dir=options.cache_dir)
+    compiled = CompiledProgram.compile(bundle, runtime, stored.load if stored else None)
+    if warm_up:
+        compiled.warm_up()
+        if stored:
+            stored.keep_kernels()
+    return compiled
 
 
 def _convert(item: object) -> tuple[Sequence[Slice], Sequence[QualityFlag]]:

@@ -204,7 +204,7 @@ def write_engines(
 
     Args:
         folder: See `prepare_folder`.
-        manifest: Lists ``files``, and nothing else.
+        manifest: Lists ``files``, and nothing else but files that are there already.
         files: Contents by file name, as `stored` names them.
 
     Raises:
@@ -242,9 +242,25 @@ def _remove(descriptor: int, names: Iterable[str]) -> None:
             os.unlink(name, dir_fd=descriptor)
 
 
+def add_runtime_cache(engines: EngineFolder, data: bytes) -> EngineFolder:
+    """Keep kernels that were compiled for the engines of a folder beside them.
+
+    Does nothing if other engines have been written there meanwhile.
+
+    Raises:
+        ConfigurationError: They cannot be written.
+        EngineError: The folder cannot be read or trusted any more.
+    """
+    if EngineFolder.open(engines.folder).manifest != engines.manifest:
+        return engines
+    cache = stored("runtime", data, "cache")
+    manifest = engines.manifest.model_copy(update={"runtime_cache": cache})
+    return write_engines(engines.folder, manifest, {cache.file: data})
+
+
 def _listed(manifest: EngineManifest) -> set[str]:
-    files = {entry.file for entry in manifest.engines.values()}
-    return files | ({manifest.timing_cache.file} if manifest.timing_cache else set())
+    caches = (manifest.timing_cache, manifest.runtime_cache)
+    return {entry.file for entry in (*manifest.engines.values(), *caches) if entry}
 
 
 def _write(descriptor: int, name: str, data: bytes) -> None:

@@ -98,6 +98,8 @@ class EngineManifest(_Value):
     """By node of the bundle's program. Nodes may share an engine."""
     timing_cache: StoredFile | None = None
     """What the builder measured, to be used by the next build."""
+    runtime_cache: StoredFile | None = None
+    """Kernels that were compiled when the engines were first run here."""
 
     def misfits(self, machine: Machine) -> list[str]:
         """Why these engines do not run on a machine; nothing if they do, as far as is known.

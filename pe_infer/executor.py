@@ -4,6 +4,9 @@ An executor belongs to one stream and is not thread-safe. It owns the sequences,
 states and every copy that is made; engine sessions read and write its arrays in place. Whatever
 fails leaves it as it was: work goes to rows behind the last valid one, and the number of valid rows
 is set last.
+
+All of it lies in the memory of the study's lane. Nothing here waits for a value but one fetch at
+the end of a push, and one at the end of `Executor.finish` (another per graph behind a reduction).
 """
 
 import time
@@ -15,12 +18,12 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_infer.engines.base import Engine, Session, Tensor
+from pe_infer.engines.base import Engine, Session
+from pe_infer.engines.lane import HostLane, Lane, Tensor
 from pe_infer.errors import Code, ConfigurationError, EngineError, StreamError
 from pe_infer.manifest import SLAB, Direction, MapNode, Node, ReduceNode, ScanNode, State
 from pe_infer.program import Plan, Program, Sweep
 
-Allocator: TypeAlias = Callable[[tuple[int, ...]], Tensor]
 Checkpoint: TypeAlias = Callable[[], None]
 StatePair: TypeAlias = tuple[Sequence[Tensor], Sequence[Tensor]]  # before a slab, and after it
 
@@ -45,15 +48,15 @@ class StudyOutputs:
 class _Rows:
     """An array that grows along its first axis; the executor knows how many rows are valid."""
 
-    def __init__(self, shape: tuple[int, ...], empty: Allocator) -> None:
+    def __init__(self, shape: tuple[int, ...], lane: Lane) -> None:
         self._shape = shape
-        self._empty = empty
-        self._array = empty((0, *shape))
+        self._lane = lane
+        self._array = lane.empty((0, *shape))
 
     def reserve(self, count: int, valid: int) -> None:
         """Make room for ``count`` rows, keeping the first ``valid``."""
         if count > (capacity := len(self._array)):
-            grown = self._empty((max(count, 2 * capacity, FIRST_CAPACITY), *self._shape))
+            grown = self._lane.empty((max(count, 2 * capacity, FIRST_CAPACITY), *self._shape))
             grown[:valid] = self._array[:valid]
             self._array = grown
 
@@ -71,7 +74,7 @@ class Executor:
         engines: Mapping[str, Engine],
         *,
         arrival: Direction | None = None,
-        empty: Allocator = lambda shape: np.empty(shape, np.float32),
+        lane: Lane | None = None,
     ) -> None:
         """Create the sessions.
 
@@ -81,7 +84,8 @@ class Executor:
                 (`pe_infer.compiled`).
             arrival: Order in which slabs will come: ``down`` is by decreasing position. ``None``
                 where the caller is free to choose: then push them as ``plan.arrival`` says.
-            empty: Where arrays come from: `pe_infer.engines.base.Runtime.empty`.
+            lane: Where the study's work is queued: `pe_infer.engines.base.Runtime.lane`; ``None``
+                is the host.
 
         Raises:
             EngineError: A session cannot be created.
@@ -89,15 +93,16 @@ class Executor:
         self.plan: Plan = program.plan(arrival)
         self._program = program
         self._engines = engines
-        self._empty = empty
+        self._lane = lane or HostLane()
         self._sessions: dict[str, Session] = {
-            node.name: engines[node.name].session() for node in program.graph_nodes
+            node.name: engines[node.name].session(self._lane) for node in program.graph_nodes
         }
         self._kept = {
-            name: _Rows(program.specs[name].shape, empty) for name in sorted(self.plan.online.kept)
+            name: _Rows(program.specs[name].shape, self._lane)
+            for name in sorted(self.plan.online.kept)
         }
         self._states = {
-            _state_key(node, state): _Rows(state.shape, empty)
+            _state_key(node, state): _Rows(state.shape, self._lane)
             for node in self.plan.online.nodes
             if isinstance(node, ScanNode)
             for state in node.states
@@ -117,7 +122,7 @@ class Executor:
 
     @property
     def seconds_by_node(self) -> Mapping[str, float]:
-        """Time spent in each node so far, by what succeeded."""
+        """Time spent in each node so far, by what succeeded. On a device: in queueing it."""
         return MappingProxyType(self._seconds)
 
     def push(
@@ -127,12 +132,13 @@ class Executor:
 
         Args:
             slabs: Position of the middle plane in micrometres and the (channels, rows, cols)
-                float32 tensor, in the order of arrival. Gated slabs are not pushed.
+                float32 tensor, on the host or of the lane, in the order of arrival. Gated slabs are
+                not pushed.
             checkpoint: Called before every run of an engine; what it raises ends the push.
 
         Returns:
             The outputs that are online and have a value per slab: (number of new slabs, ...)
-            float32 copies.
+            float32 NumPy copies.
 
         Raises:
             ConfigurationError: A slab is not behind the previous one in the direction of arrival.
@@ -142,20 +148,22 @@ class Executor:
         self._refuse_closed()
         self._check_slabs(slabs)
         start, stop = self.slab_count, self.slab_count + len(slabs)
-        for rows in (*self._kept.values(), *self._states.values()):
-            rows.reserve(stop, start)
         seconds = dict(self._seconds)
         tensors = [tensor for _, tensor in slabs]
-        for at in range(0, len(slabs), self._chunk):
-            self._push_chunk(tensors[at : at + self._chunk], start + at, seconds, checkpoint)
-        results = {
-            output: self._kept[name].view(start, stop).copy()
-            for output, name in self._program.outputs.items()
-            if name in self._kept
-        }
+        with self._lane:
+            for rows in (*self._kept.values(), *self._states.values()):
+                rows.reserve(stop, start)
+            for at in range(0, len(slabs), self._chunk):
+                self._push_chunk(tensors[at : at + self._chunk], start + at, seconds, checkpoint)
+            names = sorted(self._kept.keys() & self._program.outputs.values())
+            found = self._fetch({name: self._kept[name].view(start, stop) for name in names})
         self._seconds = seconds
         self._positions_um += [position for position, _ in slabs]
-        return results
+        return {
+            output: found[name].copy()
+            for output, name in self._program.outputs.items()
+            if name in found
+        }
 
     def truncate(self, slab_count: int) -> None:
         """Drop all but the first ``slab_count`` slabs pushed, as if the others had never come.
@@ -185,20 +193,31 @@ class Executor:
         self._refuse_closed()
         if not (count := self.slab_count):
             raise ConfigurationError("no slab was pushed: there is nothing to finish")
-        live = {name: rows.view(0, count) for name, rows in self._kept.items()}
         seconds = dict(self._seconds)
-        for sweep in self.plan.deferred:
-            self._sweep(sweep, live, count, seconds, checkpoint)
-        for node in self.plan.study:
-            began = time.perf_counter()
-            self._run_once(node, live, checkpoint)
-            seconds[node.name] += time.perf_counter() - began
-        outputs = self._collect(live)
+        with self._lane:
+            live = {name: rows.view(0, count) for name, rows in self._kept.items()}
+            for sweep in self.plan.deferred:
+                self._sweep(sweep, live, count, seconds, checkpoint)
+            found = self._fetch({name: live[name] for name in self._asked_for() & live.keys()})
+            for node in self.plan.study:
+                began = time.perf_counter()
+                self._run_once(node, found, checkpoint)
+                seconds[node.name] += time.perf_counter() - began
+        outputs = self._collect(found)
         self._seconds = seconds
         self._closed = True
         for owned in (self._sessions, self._kept, self._states, self._scratch):
             owned.clear()
         return outputs
+
+    def _asked_for(self) -> set[str]:
+        """Sequences of which the host needs the values."""
+        reduced = {name for node in self.plan.study for name in node.inputs.values()}
+        return reduced | set(self._program.outputs.values())
+
+    def _fetch(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values on the host, to be read before the next fetch."""
+        return dict(zip(arrays, self._lane.fetch(list(arrays.values())), strict=True))
 
     def _push_chunk(
         self,
@@ -229,9 +248,10 @@ class Executor:
         checkpoint: Checkpoint | None,
     ) -> None:
         """A deferred sweep; ``live`` gets what it keeps and loses what nobody needs any more."""
-        kept = {name: self._empty((count, *self._program.specs[name].shape)) for name in sweep.kept}
+        empty = self._lane.empty
+        kept = {name: empty((count, *self._program.specs[name].shape)) for name in sweep.kept}
         carried: dict[str, StatePair] = {
-            node.name: (self._initial(node), [self._empty((1, *s.shape)) for s in node.states])
+            node.name: (self._initial(node), [empty((1, *s.shape)) for s in node.states])
             for node in sweep.nodes
             if isinstance(node, ScanNode)
         }
@@ -298,19 +318,30 @@ class Executor:
             live.update({node.outputs[tensor]: array for tensor, array in writes.items()})
             seconds[node.name] += time.perf_counter() - began
 
-    def _run_once(self, node: Node, live: dict[str, Tensor], checkpoint: Checkpoint | None) -> None:
-        """A reduction, or a map of reduced values."""
+    def _run_once(
+        self, node: Node, found: dict[str, Tensor], checkpoint: Checkpoint | None
+    ) -> None:
+        """A reduction, or a map of reduced values; ``found`` is on the host."""
         if isinstance(node, ReduceNode):
             (name,), (result,) = node.inputs.values(), node.outputs.values()
-            live[result] = self._reduce(node, live[name])
+            found[result] = self._reduce(node, found[name])
             return
+        reads = {tensor: self._own(found[name][np.newaxis]) for tensor, name in node.inputs.items()}
         writes = {
-            tensor: self._empty((1, *self._program.specs[name].shape))
+            tensor: self._lane.empty((1, *self._program.specs[name].shape))
             for tensor, name in node.outputs.items()
         }
-        reads = {tensor: live[name] for tensor, name in node.inputs.items()}
         self._map(node, reads, writes, 1, checkpoint)
-        live.update({node.outputs[tensor]: array for tensor, array in writes.items()})
+        results = self._fetch({node.outputs[tensor]: array for tensor, array in writes.items()})
+        found.update({name: array[0].copy() for name, array in results.items()})
+
+    def _own(self, array: Tensor) -> Tensor:
+        """An array where engines can use it: itself, or a copy in the lane."""
+        if self._lane.holds(array):
+            return array
+        copy = self._lane.empty(array.shape)
+        self._lane.copy(array, copy)
+        return copy
 
     def _map(
         self,
@@ -349,26 +380,26 @@ class Executor:
         self._sessions[node.name].run(inputs, out)
 
     def _reduce(self, node: ReduceNode, values: Tensor) -> Tensor:
-        """One row. Sums run in double by ascending position: arrival does not change a bit."""
+        """Sums run in double by ascending position: arrival does not change a bit."""
         ascending = values if self.plan.arrival == "up" else values[::-1]
         if node.reducer == "max":
-            largest: Tensor = ascending.max(axis=0, keepdims=True)
+            largest: Tensor = ascending.max(axis=0)
             return largest
         total = np.zeros(values.shape[1:], np.float64)
         for row in ascending:
             total += row
         mean: Tensor = (total / len(values)).astype(np.float32)
-        return mean[np.newaxis]
+        return mean
 
-    def _collect(self, live: Mapping[str, Tensor]) -> StudyOutputs:
+    def _collect(self, found: Mapping[str, Tensor]) -> StudyOutputs:
         step = 1 if self.plan.arrival == "up" else -1
         slabs: dict[str, Tensor] = {}
         study: dict[str, Tensor] = {}
         for output, name in self._program.outputs.items():
             if self._program.sequences[name] == "slab":
-                slabs[output] = live[name][::step].copy()
+                slabs[output] = found[name][::step].copy()
             else:
-                study[output] = live[name][0].copy()
+                study[output] = found[name].copy()
         return StudyOutputs(
             positions_um=np.array(self._positions_um[::step], np.int64),
             slabs=MappingProxyType(slabs),
@@ -376,26 +407,26 @@ class Executor:
         )
 
     def _block_of(self, tensors: list[Tensor], start: int) -> Tensor:
-        """New slabs as one array; a single one is not copied."""
+        """New slabs as one array; a single one that lies in the lane is not copied."""
         if SLAB in self._kept:
             block = self._kept[SLAB].view(start, start + len(tensors))
-        elif len(tensors) == 1:
-            return np.ascontiguousarray(tensors[0])[np.newaxis]
+        elif len(tensors) == 1 and self._lane.holds(tensors[0]):
+            return tensors[0][np.newaxis]
         else:
             block = self._buffer(SLAB, len(tensors))
-        for row, tensor in zip(block, tensors, strict=True):
-            row[...] = tensor
+        for row, tensor in enumerate(tensors):
+            self._lane.copy(tensor, block[row])
         return block
 
     def _buffer(self, name: str, count: int) -> Tensor:
         """Room for ``count`` slabs of a sequence that is not kept."""
         if name not in self._scratch:
-            self._scratch[name] = self._empty((self._chunk, *self._program.specs[name].shape))
+            self._scratch[name] = self._lane.empty((self._chunk, *self._program.specs[name].shape))
         return self._scratch[name][:count]
 
     def _initial(self, node: ScanNode) -> list[Tensor]:
         """The states before the first slab."""
-        blocks = [self._empty((1, *state.shape)) for state in node.states]
+        blocks = [self._lane.empty((1, *state.shape)) for state in node.states]
         for block, state in zip(blocks, node.states, strict=True):
             block.fill(state.initial)
         return blocks

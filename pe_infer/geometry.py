@@ -8,13 +8,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pe_infer.errors import Code, ConfigurationError, GeometryError
+from pe_infer.pixels import DevicePixels, StoredPixels, checked, on_host
 
 Vector: TypeAlias = tuple[float, float, float]
-StoredPixels: TypeAlias = NDArray[np.int16] | NDArray[np.uint16]
 
 MIN_NORMAL_Z = 0.7  # |n_z| below this is not an axial series
 MAX_MM = 1e5  # positions and spacings beyond 100 m are damage
@@ -263,7 +260,8 @@ class Slice:
     """One CT image as it came: stored values, how they become Hounsfield units, and where it lies.
 
     Attributes:
-        pixels: (rows, cols) int16 or uint16, C-contiguous stored values.
+        pixels: (rows, cols) int16 or uint16, C-contiguous stored values. For an engine on a GPU
+            they may lie there, in any array with ``__cuda_array_interface__`` or, on CUDA, DLPack.
         geometry: Place in the patient.
         rescale_slope: HU per stored value (RescaleSlope).
         rescale_intercept: HU of the stored value 0 (RescaleIntercept).
@@ -278,11 +276,11 @@ class Slice:
 
     Raises:
         GeometryError: ``pixels`` do not have the shape that ``geometry`` says, or a dtype other
-            than int16 or uint16, ``padding`` is no range of stored values, or the rescale is not
-            finite, absurdly large, or its slope zero.
+            than int16 or uint16, or lie on a GPU with gaps between them; ``padding`` is no range
+            of stored values; or the rescale is not finite, absurdly large, or its slope zero.
     """
 
-    pixels: StoredPixels
+    pixels: StoredPixels | DevicePixels
     geometry: SliceGeometry
     rescale_slope: float = 1.0
     rescale_intercept: float = 0.0
@@ -296,13 +294,8 @@ class Slice:
 
     def __post_init__(self) -> None:
         """Check pixels against geometry."""
-        expected = (self.geometry.rows, self.geometry.cols)
-        if self.pixels.shape != expected or self.pixels.dtype not in (np.int16, np.uint16):
-            raise GeometryError(
-                f"{self.source}: pixels are {self.pixels.dtype} {self.pixels.shape}, expected "
-                f"int16 or uint16 {expected}",
-                code=Code.BAD_GEOMETRY,
-            )
+        shape = (self.geometry.rows, self.geometry.cols)
+        object.__setattr__(self, "pixels", checked(self.pixels, shape, self.source))
         if self.padding is not None:
             low, high = self.padding
             if not INT16_MIN <= low <= high <= UINT16_MAX:
@@ -319,8 +312,15 @@ class Slice:
                 "whatever their sign",
                 code=Code.BAD_GEOMETRY,
             )
-        if not self.pixels.flags.c_contiguous:
-            object.__setattr__(self, "pixels", np.ascontiguousarray(self.pixels))
+
+    @property
+    def host_pixels(self) -> StoredPixels:
+        """The pixels, where the processor can read them.
+
+        Raises:
+            InputError: They lie on a GPU (``engine.invalid_input``).
+        """
+        return on_host(self.pixels, self.source)
 
     @property
     def position_um(self) -> int:

@@ -10,7 +10,7 @@ Which planes and slabs exist follows from the positions alone: see `pe_infer.lat
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,13 @@ from pe_infer import _native
 from pe_infer.errors import Code, SeriesError
 from pe_infer.geometry import PatientGrid, Slice, SliceGeometry
 from pe_infer.lattice import PlaneLattice, lattice_for
+from pe_infer.pixels import StoredPixels
 
 VERSION: Final = 1
 TISSUE_HU: Final = -200.0  # the gate's "inside the body" is enclosed by pixels of at least this
 CACHED_PLANES: Final = 16  # of one volume: slabs that follow each other share planes
+
+Resampled = TypeVar("Resampled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,6 +35,7 @@ class Slab:
     Attributes:
         position_um: Position of the middle plane.
         tensor: (channels, rows, cols) float32 in [0, 1]; plane by plane ascending, window fastest.
+            Made on a GPU, it is an array of that GPU (`pe_infer.cuda.preprocess`).
         gate_fraction: Share of the middle plane within the gate's range and inside the body; 1
             without a gate.
         gated: Whether the gate keeps this slab from the network.
@@ -41,6 +45,64 @@ class Slab:
     tensor: NDArray[np.float32]
     gate_fraction: float
     gated: bool
+
+    @classmethod
+    def judged(
+        cls,
+        position_um: int,
+        tensor: NDArray[np.float32],
+        grid: PatientGrid,
+        middle: NDArray[np.float32] | None,
+    ) -> Self:
+        """A slab by the gate's judgement of its ``middle`` plane; ``None`` without a gate."""
+        fraction, gated = 1.0, False
+        if grid.gate is not None and middle is not None:
+            low_hu, high_hu = grid.gate.low_hu, grid.gate.high_hu
+            fraction = _native.gate_fraction(middle, low_hu, high_hu, TISSUE_HU)
+            gated = fraction < grid.gate.min_fraction
+        return cls(position_um=position_um, tensor=tensor, gate_fraction=fraction, gated=gated)
+
+
+class Resampler(Protocol):
+    """Brings slices to the grid, where a `SlabMaker` of the same kind takes them.
+
+    Not thread-safe.
+    """
+
+    def stored(self, image: Slice) -> StoredPixels:
+        """The slice's stored values in memory, to be read only.
+
+        Raises:
+            InputError: They lie where this kind of resampler does not look.
+        """
+        ...
+
+    def __call__(self, image: Slice) -> Any:
+        """Resample one slice; its pixels may be changed once this returns."""
+        ...
+
+
+class SlabMaker(Protocol):
+    """The slices of one study, and the slabs made of them.
+
+    One thread may `put` slices while another makes slabs that those slices do not change.
+    """
+
+    def put(self, position_um: int, resampled: Any) -> None:
+        """Add a slice, or replace the one at the same position."""
+        ...
+
+    def forget_planes(self) -> None:
+        """Make planes anew: slices were put that change some of them."""
+        ...
+
+    def slabs(self, centres_um: Sequence[int], lattice: PlaneLattice) -> list[Slab]:
+        """The slabs centred on planes of ``lattice.centres``."""
+        ...
+
+    def clear(self) -> None:
+        """Let go of all slices."""
+        ...
 
 
 class SliceResampler:
@@ -52,6 +114,10 @@ class SliceResampler:
         self._key: tuple[int | float | bool, ...] | None = None
         self._native: _native.SliceResampler | None = None
 
+    def stored(self, image: Slice) -> StoredPixels:
+        """See `Resampler.stored`."""
+        return image.host_pixels
+
     def __call__(self, image: Slice, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
         """Resample one slice.
 
@@ -61,28 +127,29 @@ class SliceResampler:
 
         Returns:
             ``out``: 1/8 HU, rows to the back, columns to the patient's left, air outside the image.
+
+        Raises:
+            InputError: The pixels lie on a GPU.
         """
         grid = self._grid
         if out is None:
             out = np.empty((grid.rows, grid.cols), np.int16)
         low, high = image.padding or (1, 0)
         self._plan(image.geometry).run(
-            image.pixels, image.rescale_slope, image.rescale_intercept, low, high, out
+            image.host_pixels, image.rescale_slope, image.rescale_intercept, low, high, out
         )
         return out
 
     def _plan(self, geometry: SliceGeometry) -> _native.SliceResampler:
-        transposed = geometry.transposed
-        left = geometry.col_direction if transposed else geometry.row_direction
-        back = geometry.row_direction if transposed else geometry.col_direction
+        transposed, flip_rows, flip_cols = orientation(geometry)
         key = (
             geometry.rows,
             geometry.cols,
             geometry.row_spacing_mm,
             geometry.col_spacing_mm,
             transposed,
-            back[1] < 0,
-            left[0] < 0,
+            flip_rows,
+            flip_cols,
         )
         if self._native is None or key != self._key:
             self._native = _native.SliceResampler(
@@ -91,8 +158,8 @@ class SliceResampler:
                 row_spacing=geometry.row_spacing_mm,
                 col_spacing=geometry.col_spacing_mm,
                 transpose=transposed,
-                flip_rows=back[1] < 0,
-                flip_cols=left[0] < 0,
+                flip_rows=flip_rows,
+                flip_cols=flip_cols,
                 out_rows=self._grid.rows,
                 out_cols=self._grid.cols,
                 out_spacing=self._grid.spacing_mm,
@@ -101,21 +168,48 @@ class SliceResampler:
         return self._native
 
 
-class Volume:
-    """The resampled slices of one study, and the planes and slabs made of them.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AxisWeights:
+    """How the samples of one axis of the grid are made from one axis of a slice.
 
-    One thread may `put` slices while another makes planes and slabs that those slices do not
-    change.
+    Sample ``i`` is the sum over taps ``t`` of ``weight[t, i]`` times input ``start[i] + t``.
+
+    Attributes:
+        start: (samples,) int32.
+        weight: (taps, samples) float32.
+        first: The samples before it lie outside the slice: air.
+        last: So do this one and those after it.
     """
 
-    def __init__(self, grid: PatientGrid) -> None:
+    start: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, in_size: int, in_spacing_mm: float, out_size: int, out_spacing_mm: float) -> Self:
+        """For axes centred on the same point, as `SliceResampler` uses them."""
+        start, weight, first, last = _native.axis_weights(
+            in_size, in_spacing_mm, out_size, out_spacing_mm
+        )
+        return cls(start=start, weight=weight, first=first, last=last)
+
+
+def orientation(geometry: SliceGeometry) -> tuple[bool, bool, bool]:
+    """What turns a slice upright: whether to transpose it, then flip its rows, and its columns."""
+    left, back = geometry.row_direction, geometry.col_direction
+    if geometry.transposed:
+        left, back = back, left
+    return geometry.transposed, back[1] < 0, left[0] < 0
+
+
+class SliceStore(Generic[Resampled]):
+    """Resampled slices by position. One thread may `put` while others read."""
+
+    def __init__(self) -> None:
         """Start empty."""
-        self._grid = grid
-        self._positions_um: tuple[
-            int, ...
-        ] = ()  # replaced, never changed: readers hold on to theirs
-        self._slices: dict[int, NDArray[np.int16]] = {}
-        self._planes: dict[int, NDArray[np.float32]] = {}
+        self._positions_um: tuple[int, ...] = ()  # replaced, never changed: readers keep theirs
+        self._slices: dict[int, Resampled] = {}
 
     @property
     def positions_um(self) -> Sequence[int]:
@@ -126,7 +220,7 @@ class Volume:
         """Whether a slice lies exactly there."""
         return position_um in self._slices
 
-    def put(self, position_um: int, resampled: NDArray[np.int16]) -> None:
+    def put(self, position_um: int, resampled: Resampled) -> None:
         """Add a slice, or replace the one at the same position."""
         self._slices[position_um] = resampled
         at = bisect_left(self._positions_um, position_um)
@@ -136,6 +230,30 @@ class Volume:
                 position_um,
                 *self._positions_um[at:],
             )
+
+    def clear(self) -> None:
+        """Let go of all slices."""
+        self._positions_um = ()
+        self._slices = {}
+
+
+class Volume(SliceStore[NDArray[np.int16]]):
+    """The resampled slices of one study, and the planes and slabs made of them.
+
+    One thread may `put` slices while another makes planes and slabs that those slices do not
+    change.
+    """
+
+    def __init__(self, grid: PatientGrid) -> None:
+        """Start empty."""
+        super().__init__()
+        self._grid = grid
+        self._planes: dict[int, NDArray[np.float32]] = {}
+
+    def clear(self) -> None:
+        """Let go of all slices and planes."""
+        super().clear()
+        self._planes = {}
 
     def forget_planes(self) -> None:
         """Make planes anew: slices were put that change some of them."""
@@ -165,16 +283,12 @@ class Volume:
             for window in grid.windows:
                 _native.window_plane(hu, window.low_hu, window.high_hu, tensor[channel])
                 channel += 1
-        fraction = 1.0
-        if grid.gate is not None:
-            middle = self.plane(centre_um, lattice)
-            fraction = _native.gate_fraction(middle, grid.gate.low_hu, grid.gate.high_hu, TISSUE_HU)
-        return Slab(
-            position_um=centre_um,
-            tensor=tensor,
-            gate_fraction=fraction,
-            gated=grid.gate is not None and fraction < grid.gate.min_fraction,
-        )
+        middle = None if grid.gate is None else self.plane(centre_um, lattice)
+        return Slab.judged(centre_um, tensor, grid, middle)
+
+    def slabs(self, centres_um: Sequence[int], lattice: PlaneLattice) -> list[Slab]:
+        """See `SlabMaker.slabs`."""
+        return [self.slab(centre, lattice) for centre in centres_um]
 
 
 def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, PlaneLattice, list[int]]:

@@ -25,6 +25,7 @@ from pe_infer.conclusion import (
     refuse_nonfinite,
     slab_probability,
 )
+from pe_infer.engines.lane import Lane
 from pe_infer.errors import (
     Code,
     EngineError,
@@ -37,7 +38,7 @@ from pe_infer.errors import (
 from pe_infer.executor import Executor, StudyOutputs
 from pe_infer.geometry import Slice
 from pe_infer.manifest import SLAB_LOGIT
-from pe_infer.preprocess import SliceResampler, Volume
+from pe_infer.preprocess import Resampler, SlabMaker
 from pe_infer.result import Flag, QualityFlag, StudyResult, Timings, Update
 from pe_infer.scope import check_scope
 from pe_infer.sequencer import Advance, Sequencer
@@ -48,15 +49,21 @@ MAX_BATCH: Final = 8  # slabs that the worker takes at once: no other stream wai
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSetup:
-    """What a detector gives to its streams.
+    """What a detector gives to a stream.
 
     Attributes:
         background: Bundle, engines and operating point.
+        lane: Where the study's slabs are made and its networks run.
+        resample: Brings slices there.
+        volume: Makes slabs of them.
         convert: Turns what users push into slices, with what was tolerated.
         schedule: Asks the worker to call `Stream.work` soon.
     """
 
     background: Background
+    lane: Lane
+    resample: Resampler
+    volume: SlabMaker
     convert: Callable[[object], tuple[Sequence[Slice], Sequence[QualityFlag]]]
     schedule: Callable[["Stream"], None]
 
@@ -83,12 +90,11 @@ class Stream:
     def __init__(self, setup: StreamSetup) -> None:
         """Start an empty study."""
         self._setup = setup
-        grid = setup.background.manifest.grid
-        self._resample = SliceResampler(grid)
+        self._resample = setup.resample
         self._pushing = threading.Lock()  # held by one push or finish at a time
         self._changed = threading.Condition()  # guards everything below
-        self._sequencer = Sequencer(grid)
-        self._volume = Volume(grid)
+        self._sequencer = Sequencer(setup.background.manifest.grid)
+        self._volume = setup.volume
         self._executor: Executor | None = None
         self._flags: dict[Flag, QualityFlag] = {}
         self._pending: deque[int] = deque()
@@ -121,7 +127,7 @@ class Stream:
 
         Args:
             item: A `Slice`, a pydicom ``Dataset`` or the path of a DICOM file; multi-frame
-                instances count as one.
+                instances count as one. Its pixels may be changed once this returns.
             timeout: Seconds to wait for the worker while ``MAX_PENDING_SLABS`` slabs wait for it,
                 or while it is busy with slabs that a late slice changes; ``None``: as long as it
                 takes.
@@ -158,7 +164,7 @@ class Stream:
             started = time.perf_counter()
             staged = self._sequencer.copy()
             flags = [*flags, *self._scope_flags(slices)]
-            taken = [image for image in slices if staged.add(image, _pixel_digest(image))]
+            taken = [image for image in slices if staged.add(image, self._digest(image))]
             resampled = [(image.position_um, self._resample(image)) for image in taken]
             advance = staged.advance()
             with self._changed:
@@ -256,10 +262,11 @@ class Stream:
         started = time.perf_counter()
         with self._changed:
             lattice, direction = self._sequencer.lattice, self._sequencer.direction
-        slabs = [self._volume.slab(centre, lattice) for centre in batch]
+        slabs = self._volume.slabs(batch, lattice)
         made = time.perf_counter()
         if self._executor is None:
-            self._executor = self._setup.background.compiled.executor(direction)
+            compiled = self._setup.background.compiled
+            self._executor = compiled.executor(direction, self._setup.lane)
         passing = [(slab.position_um, slab.tensor) for slab in slabs if not slab.gated]
         outputs = (
             self._executor.push(passing, checkpoint=self._stop_if_cancelled) if passing else {}
@@ -400,6 +407,14 @@ class Stream:
             self._scheduled = True
             self._setup.schedule(self)
 
+    def _digest(self, image: Slice) -> bytes:
+        """Stands for the decoded pixels and what turns them into HU."""
+        stored = self._resample.stored(image)
+        meaning = f"{stored.dtype} {image.rescale_slope} {image.rescale_intercept} {image.padding}"
+        digest = hashlib.blake2b(stored.data, digest_size=16, person=b"pe_infer slice")
+        digest.update(meaning.encode())
+        return digest.digest()
+
     def _scope_flags(self, slices: Sequence[Slice]) -> list[QualityFlag]:
         if self._sequencer.first is not None or not slices:
             return []
@@ -440,21 +455,11 @@ class Stream:
         """Let go of what is large."""
         if not self._working or self._result is not None:
             self._executor = None
-            self._volume = Volume(self._setup.background.manifest.grid)
+            self._volume.clear()
 
 
 class _StoppedError(Exception):
     """The study was cancelled while the worker had it."""
-
-
-def _pixel_digest(image: Slice) -> bytes:
-    """Stands for the decoded pixels and what turns them into HU."""
-    meaning = (
-        f"{image.pixels.dtype} {image.rescale_slope} {image.rescale_intercept} {image.padding}"
-    )
-    digest = hashlib.blake2b(image.pixels.data, digest_size=16, person=b"pe_infer slice")
-    digest.update(meaning.encode())
-    return digest.digest()
 
 
 def _deadline(timeout: float | None) -> float:

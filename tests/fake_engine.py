@@ -11,11 +11,11 @@ from pe_infer.engines.base import (
     Engine,
     EngineOptions,
     Session,
-    Tensor,
     TensorSpec,
     batch_sizes,
     check_tensors,
 )
+from pe_infer.engines.lane import HostLane, Lane, Tensor
 from pe_infer.errors import EngineError
 
 BeforeRun = Callable[[str, int], None]
@@ -63,8 +63,15 @@ class FakeEngine:
         self.outputs = _specs(model.graph.output)
         self.batch_sizes = batch_sizes(runtime.options.max_batch or 1, max_batch)
 
-    def session(self) -> Session:
+    def session(self, lane: Lane | None = None) -> Session:  # noqa: ARG002  plain memory
         return FakeSession(self)
+
+
+class BlankLane(HostLane):
+    """What is read before it is written shows."""
+
+    def empty(self, shape: tuple[int, ...]) -> Tensor:
+        return np.full(shape, np.nan, np.float32)
 
 
 class FakeRuntime:
@@ -92,8 +99,8 @@ class FakeRuntime:
         except Exception as exc:
             raise EngineError(f"the fake failed to compile {name}: {exc}") from exc
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
-        return np.full(shape, np.nan, np.float32)  # what is read before it is written shows
+    def lane(self) -> Lane:
+        return BlankLane()
 
     def fail_at(self, run: int) -> None:
         """Let the run of that index (counted from now) fail, and those after it work."""

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <stdexcept>
@@ -39,6 +40,16 @@ void resample(pe_infer::SliceResampler& self, const Array<Stored>& pixels, float
   const pe_infer::Rescale rescale{slope, intercept, padding_low, padding_high};
   py::gil_scoped_release release;
   self.run(source, rescale, target);
+}
+
+// How one axis is resampled, for kernels that run elsewhere: the members of AxisWeights.
+py::tuple axis_weights(int in_size, double in_spacing, int out_size, double out_spacing) {
+  const pe_infer::AxisWeights axis(in_size, in_spacing, out_size, out_spacing);
+  Array<std::int32_t> start(out_size);
+  Array<float> weight({axis.taps(), out_size});
+  std::copy_n(axis.starts(), start.size(), start.mutable_data());
+  std::copy_n(axis.weights(0), weight.size(), weight.mutable_data());
+  return py::make_tuple(start, weight, axis.first(), axis.last());
 }
 
 void gather_plane(const std::vector<Array<std::int16_t>>& slices, const Array<float>& weights,
@@ -95,6 +106,8 @@ PYBIND11_MODULE(_native, m) {
            py::arg("intercept"), py::arg("padding_low"), py::arg("padding_high"),
            py::arg("out").noconvert());
 
+  m.def("axis_weights", &axis_weights, py::arg("in_size"), py::arg("in_spacing"),
+        py::arg("out_size"), py::arg("out_spacing"));
   m.def("gather_plane", &gather_plane, py::arg("slices").noconvert(),
         py::arg("weights").noconvert(), py::arg("out").noconvert());
   m.def("window_plane", &window_plane, py::arg("hu").noconvert(), py::arg("low_hu"),

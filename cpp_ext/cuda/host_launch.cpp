@@ -1,11 +1,8 @@
 // preprocess.cu on the CPU: blocks and threads as loops, one thread after another. For tests only.
 // Right because no kernel there waits for another thread or reads what another has written.
-#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <utility>
-
-#include "pe_infer/resample.h"
 
 namespace {
 
@@ -13,6 +10,23 @@ struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 Dim3 blockDim, blockIdx, threadIdx;
+
+bool flushing = false;
+
+// Subnormal numbers are zero while this lives, if `flushing`.
+class SubnormalMode {
+#if defined(__x86_64__)
+ public:
+  SubnormalMode() : before_(__builtin_ia32_stmxcsr()) {
+    constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+    if (flushing) __builtin_ia32_ldmxcsr(before_ | kFlushToZero | kDenormalsAreZero);
+  }
+  ~SubnormalMode() { __builtin_ia32_ldmxcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
 
 }  // namespace
 
@@ -49,6 +63,7 @@ void launch(void (*kernel)(Args...), Dim3 grid, Dim3 block, void** args) {
 extern "C" bool pe_launch_on_host(const char* kernel, unsigned grid_x, unsigned grid_y,
                                   unsigned block_x, unsigned block_y, void** args, int arg_count) {
   bool launched = false;
+  [[maybe_unused]] const SubnormalMode mode;
   const auto try_launch = [&]<typename... Args>(const char* name, void (*function)(Args...)) {
     if (std::strcmp(name, kernel) != 0 || sizeof...(Args) != static_cast<std::size_t>(arg_count)) {
       return;
@@ -64,14 +79,5 @@ extern "C" bool pe_launch_on_host(const char* kernel, unsigned grid_x, unsigned 
   return launched;
 }
 
-// The weights that pe_resample_* take, in memory for out_size and out_size * in_size values.
-// Returns the number of taps: weight then holds (taps, out_size) values.
-extern "C" int pe_axis_weights(int in_size, double in_spacing, int out_size, double out_spacing,
-                               int* first, int* last, std::int32_t* start, float* weight) {
-  const pe_infer::AxisWeights axis(in_size, in_spacing, out_size, out_spacing);
-  *first = axis.first();
-  *last = axis.last();
-  std::copy_n(axis.starts(), out_size, start);
-  std::copy_n(axis.weights(0), static_cast<std::ptrdiff_t>(axis.taps()) * out_size, weight);
-  return axis.taps();
-}
+// Whether launches from now on compute as if compiled with -ftz=true, as CuPy compiles (x86-64).
+extern "C" void pe_flush_subnormals(bool flush) { flushing = flush; }

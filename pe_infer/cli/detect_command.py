@@ -40,6 +40,15 @@ def detect_command(
     engine: EngineOption = AUTO,
     precision: PrecisionOption = Precision.default,
     threads: ThreadsOption = None,
+    engines: Annotated[
+        Path | None,
+        typer.Option(
+            "--engines",
+            metavar="DIR",
+            help="With --engine tensorrt or tensorrt-rtx: engines of pe-infer build. Without it "
+            "they are built and kept in the cache, which takes minutes the first time.",
+        ),
+    ] = None,
     operating_point: Annotated[
         str | None, typer.Option("--operating-point", help="One of the bundle's.")
     ] = None,
@@ -53,7 +62,8 @@ def detect_command(
 ) -> None:
     """Judge one study.
 
-    The exit status is 0 for a verdict of either kind, 10 if it was not processed.
+    The exit status is 0 for a verdict of either kind, 10 if it was not processed, 6 if the engine,
+    or the GPU that it needs, is not there.
     """
     messages = open_console(stderr=json == STDOUT)
     if json not in {None, STDOUT}:
@@ -64,6 +74,7 @@ def detect_command(
         precision=precision.value,
         threads=threads,
         operating_point=operating_point,
+        engines=engines,
     ) as detector:
         with slice_meter(messages, "reading" if stream_rate is None else "streaming") as meter:
             source = paths[0] if len(paths) == 1 else paths

@@ -193,15 +193,16 @@ def _decode(group: Group) -> tuple[PixelReport, list[Refusal]]:
         except InputError as exc:
             refusals.append(_refusal(exc))
             continue
-        digest.update(image.pixels.astype("<i4").tobytes())
-        total += image.pixels.size
+        pixels = image.host_pixels
+        digest.update(pixels.astype("<i4").tobytes())
+        total += pixels.size
         ignored += image.padding_ignored
-        tissue = image.pixels
+        tissue = pixels
         if image.padding is not None:
             low, high = image.padding
-            inside = (image.pixels >= low) & (image.pixels <= high)
+            inside = (pixels >= low) & (pixels <= high)
             padded += int(inside.sum())
-            tissue = image.pixels[~inside]
+            tissue = pixels[~inside]
         if tissue.size:
             ends = [
                 image.rescale_slope * float(value) + image.rescale_intercept

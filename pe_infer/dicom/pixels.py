@@ -7,7 +7,7 @@ from pydicom.uid import UID
 
 from pe_infer.dicom.decoding import LOSSY_SYNTAXES, MAYBE_LOSSY_SYNTAXES, decoded
 from pe_infer.dicom.layout import PixelLayout
-from pe_infer.geometry import StoredPixels
+from pe_infer.pixels import StoredPixels
 
 PADDING_BELOW_HU = -900.0  # denser padding must be seen in a corner before it is believed
 

@@ -96,7 +96,7 @@ def write_series(
 def _content_seed(slices: Sequence[Slice]) -> str:
     digest = hashlib.sha256()
     for image in slices:
-        digest.update(image.pixels.tobytes())
+        digest.update(image.host_pixels.tobytes())
         digest.update(repr((image.geometry, image.rescale_slope, image.rescale_intercept)).encode())
     return digest.hexdigest()
 
@@ -183,7 +183,7 @@ def _add_plane(dataset: Dataset, image: Slice) -> None:
 
 def _add_pixels(dataset: Dataset, image: Slice) -> None:
     """Image Pixel module, and the rescale of the CT Image module."""
-    signed = image.pixels.dtype == np.int16
+    signed = image.host_pixels.dtype == np.int16
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.Rows, dataset.Columns = image.geometry.rows, image.geometry.cols
@@ -201,7 +201,9 @@ def _add_pixels(dataset: Dataset, image: Slice) -> None:
     dataset.RescaleType = "HU"
     dataset.WindowCenter, dataset.WindowWidth = "100", "700"
     dataset.add_new(
-        "PixelData", "OW", image.pixels.astype(f"<{'i' if signed else 'u'}2", copy=False).tobytes()
+        "PixelData",
+        "OW",
+        image.host_pixels.astype(f"<{'i' if signed else 'u'}2", copy=False).tobytes(),
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "RUNTIMES",
     "Engine",
     "EngineOptions",
+    "Lane",
     "Runtime",
     "Session",
     "TensorSpec",

@@ -6,9 +6,10 @@
     Engine    one compiled graph: immutable, shared           makes sessions
     Session   one stream's use of an engine: not thread-safe  runs
 
-Every tensor is a C-contiguous float32 NumPy array whose first axis is the batch. Engines hold no
-study state. A runtime module is imported when it is selected; importing `pe_infer` imports no
-vendor library.
+Every tensor is a C-contiguous float32 array whose first axis is the batch, in memory of the lane
+that the session was made for: NumPy's on a CPU (`pe_infer.engines.lane`). Engines hold no study
+state. A runtime module is imported when it is selected; importing `pe_infer` imports no vendor
+library.
 """
 
 import importlib
@@ -17,15 +18,14 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pe_infer.engines.lane import HostLane, Lane, Tensor
 from pe_infer.errors import Code, ConfigurationError, EngineError
 from pe_infer.manifest import Precision
 
-Tensor: TypeAlias = NDArray[np.float32]
 AUTO: Final = "auto"
 
 
@@ -83,7 +83,7 @@ class Session(Protocol):
     def run(
         self, inputs: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None
     ) -> Mapping[str, Tensor]:
-        """Run the graph once.
+        """Run the graph once. On a device: queue it in the session's lane and return.
 
         Args:
             inputs: Every input of the graph, float32, C-contiguous, all with the same batch. Only
@@ -98,7 +98,8 @@ class Session(Protocol):
         Raises:
             EngineError: Names, types, layout or shapes are not the graph's, or the batch is none of
                 `Engine.batch_sizes` (``engine.invalid_input``); the runtime failed
-                (``engine.failed``). The session can be used again.
+                (``engine.failed``). The session can be used again. What fails on a device after it
+                was queued is raised by `Lane.fetch`.
         """
         ...
 
@@ -134,8 +135,12 @@ class Engine(Protocol):
         """
         ...
 
-    def session(self) -> Session:
-        """A new session. Thread-safe."""
+    def session(self, lane: Lane | None = None) -> Session:
+        """A new session. Thread-safe.
+
+        Args:
+            lane: Whose arrays it will be given; ``None`` is one of its own.
+        """
         ...
 
 
@@ -179,34 +184,58 @@ class Runtime(Protocol):
         """
         ...
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
-        """Memory that its sessions use without a copy: page-locked where that matters."""
+    def lane(self) -> Lane:
+        """A new lane, for one study.
+
+        Raises:
+            EngineError: The device has no room for another.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    module: str  # ours, imported late; it has a ``runtime(options)``
-    vendor: str  # the import name of the vendor library
+    module: str  # ours, imported late; it has a ``runtime(name, options)``
+    vendors: tuple[str, ...]  # the import names of the libraries that it needs
     install: str
+    on_cpu: bool = True
 
 
 RUNTIMES: Final[Mapping[str, _Entry]] = {
-    "openvino": _Entry(module="pe_infer.engines.openvino", vendor="openvino", install="openvino"),
+    "openvino": _Entry(
+        module="pe_infer.engines.openvino", vendors=("openvino",), install="openvino"
+    ),
     "onnxruntime": _Entry(
-        module="pe_infer.engines.onnxruntime", vendor="onnxruntime", install="onnxruntime"
+        module="pe_infer.engines.onnxruntime", vendors=("onnxruntime",), install="onnxruntime"
+    ),
+    "tensorrt": _Entry(
+        module="pe_infer.engines.tensorrt",
+        vendors=("tensorrt", "cupy"),
+        install="'pe-infer[tensorrt]'",
+        on_cpu=False,
+    ),
+    "tensorrt-rtx": _Entry(
+        module="pe_infer.engines.tensorrt",
+        vendors=("tensorrt_rtx", "cupy"),
+        install="'pe-infer[tensorrt-rtx]' (proprietary licence)",
+        on_cpu=False,
     ),
 }
 _AUTO_ORDER: Final = ("openvino", "onnxruntime")
 
 
 def installed() -> tuple[str, ...]:
-    """Names of the runtimes whose library is installed, best first. Imports none of them."""
-    return tuple(
-        name
-        for name, entry in RUNTIMES.items()
-        if importlib.util.find_spec(entry.vendor) is not None
-    )
+    """Names of the CPU runtimes whose library is installed, best first. Imports none of them.
+
+    These are what needs neither a GPU nor engines that take minutes to build; TensorRT has to be
+    asked for by name.
+    """
+    return tuple(name for name, entry in RUNTIMES.items() if entry.on_cpu and not missing(name))
+
+
+def missing(name: str) -> tuple[str, ...]:
+    """Import names of the libraries that a runtime needs and that are not installed."""
+    return tuple(v for v in RUNTIMES[name].vendors if importlib.util.find_spec(v) is None)
 
 
 def select(name: str = AUTO, options: EngineOptions | None = None) -> Runtime:
@@ -214,29 +243,31 @@ def select(name: str = AUTO, options: EngineOptions | None = None) -> Runtime:
 
     Args:
         name: One of `RUNTIMES`: that one or an error. ``"auto"``: the first installed of OpenVINO
-            and ONNX Runtime. It is chosen by what is installed, not by what works: a library that
-            is there but fails to load is an error.
+            and ONNX Runtime, never TensorRT. It is chosen by what is installed, not by what works:
+            a library that is there but fails to load is an error.
         options: How graphs will be compiled.
 
     Raises:
         ConfigurationError: There is no runtime of that name.
-        EngineError: Its library is not installed or cannot be loaded (``engine.unavailable``).
+        EngineError: Its library is not installed or cannot be loaded, or there is no GPU where it
+            needs one (``engine.unavailable``).
     """
     if name != AUTO and name not in RUNTIMES:
         raise ConfigurationError(f"engine={name!r} is unknown, expected one of {[AUTO, *RUNTIMES]}")
-    present = installed()
     if name == AUTO:
+        present = installed()
         name = next(
             (candidate for candidate in _AUTO_ORDER if candidate in present), _AUTO_ORDER[0]
         )
     entry = RUNTIMES[name]
-    if name not in present:
+    if absent := missing(name):
         raise EngineError(
-            f"engine {name!r} needs {entry.vendor}, which is not installed: pip install "
-            f"{entry.install}",
+            f"engine {name!r} needs {' and '.join(absent)}, which "
+            f"{'is' if len(absent) == 1 else 'are'} not installed: pip install {entry.install}",
             code=Code.ENGINE_UNAVAILABLE,
         )
-    runtime: Runtime = importlib.import_module(entry.module).runtime(options or EngineOptions())
+    module = importlib.import_module(entry.module)
+    runtime: Runtime = module.runtime(name, options or EngineOptions())
     return runtime
 
 
@@ -275,7 +306,8 @@ def check_tensors(engine: Engine, inputs: Mapping[str, Tensor], out: Mapping[str
                     f"tensor {name!r} has the shape {array.shape}, expected {_shown(spec)}, N = "
                     f"{batch}",
                 )
-            if specs is engine.outputs and not array.flags.writeable:
+            # arrays of a device can always be written, and have no such flag
+            if specs is engine.outputs and not getattr(array.flags, "writeable", True):
                 raise _invalid(
                     engine, f"tensor {name!r} is to be written, but the array is read-only"
                 )
@@ -286,18 +318,28 @@ def check_tensors(engine: Engine, inputs: Mapping[str, Tensor], out: Mapping[str
     return batch
 
 
-def warm_up(engine: Engine) -> None:
-    """Run once at every batch size: the first slab should be no slower. Thread-safe."""
-    session = engine.session()
-    for batch in engine.batch_sizes:
-        session.run(zeros(engine, batch))
+def warm_up(engine: Engine, lane: Lane | None = None) -> None:
+    """Run once at every batch size: the first slab should be no slower. Thread-safe.
+
+    Args:
+        engine: Whose sessions will be as fast as they can be.
+        lane: Of its runtime; nobody else may be using it.
+    """
+    lane = lane or HostLane()
+    session = engine.session(lane)
+    with lane:
+        for batch in engine.batch_sizes:
+            session.run(zeros(engine, batch, lane))
+    lane.wait()
 
 
-def zeros(engine: Engine, batch: int) -> dict[str, Tensor]:
+def zeros(engine: Engine, batch: int, lane: Lane | None = None) -> dict[str, Tensor]:
     """Inputs of the right shapes, all zero."""
-    return {
-        name: np.zeros(spec.of_batch(batch), np.float32) for name, spec in engine.inputs.items()
-    }
+    lane = lane or HostLane()
+    inputs = {name: lane.empty(spec.of_batch(batch)) for name, spec in engine.inputs.items()}
+    for array in inputs.values():
+        array.fill(0.0)
+    return inputs
 
 
 def batch_sizes(wanted: int, max_batch: int) -> tuple[int, ...]:

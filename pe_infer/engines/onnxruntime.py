@@ -18,12 +18,12 @@ from pe_infer.engines.base import (
     Engine,
     EngineOptions,
     Session,
-    Tensor,
     TensorSpec,
     batch_sizes,
     check_tensors,
     cpu_name,
 )
+from pe_infer.engines.lane import HostLane, Lane, Tensor
 from pe_infer.errors import Code, EngineError
 from pe_infer.manifest import Precision
 
@@ -89,8 +89,9 @@ class OnnxRuntimeEngine:
         self.batch_sizes = sizes
         self._inference = inference
 
-    def session(self) -> Session:
+    def session(self, lane: Lane | None = None) -> Session:
         """A new IOBinding."""
+        del lane
         with _translated(f"create a session of {self.name}"):
             return OnnxRuntimeSession(self, self._inference)
 
@@ -130,13 +131,14 @@ class OnnxRuntimeRuntime:
                 sizes=batch_sizes(self.options.max_batch or 1, max_batch),
             )
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
+    def lane(self) -> Lane:
         """Plain memory."""
-        return np.empty(shape, np.float32)
+        return HostLane()
 
 
-def runtime(options: EngineOptions) -> OnnxRuntimeRuntime:
+def runtime(name: str, options: EngineOptions) -> OnnxRuntimeRuntime:
     """The entry point of `pe_infer.engines.base.select`."""
+    del name
     return OnnxRuntimeRuntime(options)
 
 

@@ -24,11 +24,11 @@ from pe_infer.engines.base import (
     Engine,
     EngineOptions,
     Session,
-    Tensor,
     TensorSpec,
     batch_sizes,
     check_tensors,
 )
+from pe_infer.engines.lane import HostLane, Lane, Tensor
 from pe_infer.errors import Code, ConfigurationError, EngineError
 from pe_infer.manifest import Precision
 from pe_infer.onnx_scan import declared_names
@@ -110,8 +110,9 @@ class OpenVinoEngine:
             reported = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = _PRECISIONS.get(reported, reported)
 
-    def session(self) -> Session:
+    def session(self, lane: Lane | None = None) -> Session:
         """A new InferRequest."""
+        del lane
         with _translated(f"create a request of {self.name}"):
             return OpenVinoSession(self, self._compiled.create_infer_request(), self._tensor)
 
@@ -166,9 +167,9 @@ class OpenVinoRuntime:
             sizes=sizes,
         )
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
+    def lane(self) -> Lane:
         """Plain memory."""
-        return np.empty(shape, np.float32)
+        return HostLane()
 
     def _must_be_float32(self, precision: Precision) -> bool:
         """Whether the plugin's own choice of a type is not what is asked for.
@@ -183,8 +184,9 @@ class OpenVinoRuntime:
         return precision == "mixed" and chosen != "bf16"
 
 
-def runtime(options: EngineOptions) -> OpenVinoRuntime:
+def runtime(name: str, options: EngineOptions) -> OpenVinoRuntime:
     """The entry point of `pe_infer.engines.base.select`."""
+    del name
     return OpenVinoRuntime(options)
 
 

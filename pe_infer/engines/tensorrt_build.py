@@ -125,6 +125,11 @@ def profile_shapes(
     return spec.of_batch(1), spec.of_batch(max_batch), spec.of_batch(max_batch)
 
 
+def tensor_dtype(dtype: Any) -> str:
+    """NumPy's name of a type, as far as there is one."""
+    return _DTYPES.get(dtype.name, str(dtype.name))
+
+
 def _profile(builder: Any, name: str, inputs: Mapping[str, TensorSpec], max_batch: int) -> Any:
     profile = builder.create_optimization_profile()
     for spec in inputs.values():
@@ -153,7 +158,7 @@ def _specs(count: int, get: Callable[[int], Any]) -> dict[str, TensorSpec]:
     specs = {}
     for tensor in map(get, range(count)):
         shape = tuple(None if size < 0 else int(size) for size in tensor.shape)
-        dtype = _DTYPES.get(tensor.dtype.name, tensor.dtype.name)
+        dtype = tensor_dtype(tensor.dtype)
         specs[str(tensor.name)] = TensorSpec(name=str(tensor.name), shape=shape, dtype=dtype)
     return specs
 

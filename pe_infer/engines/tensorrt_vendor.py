@@ -27,6 +27,7 @@ class Flavour:
         majors: Major versions that this package knows.
         needs_gpu: Whether it builds for the GPU that is there, and for that one only.
         times_tactics: Whether it measures while it builds, and keeps that in a timing cache.
+        compiles_at_load: Whether kernels are compiled for the GPU when an engine is loaded.
         capabilities: What it can build for, if it needs no GPU.
         default_capabilities: What its engines run on if nothing is asked for, and anything later.
     """
@@ -37,6 +38,7 @@ class Flavour:
     majors: tuple[int, ...]
     needs_gpu: bool
     times_tactics: bool
+    compiles_at_load: bool
     capabilities: tuple[str, ...] = ()
     default_capabilities: tuple[str, ...] = ()
 
@@ -50,6 +52,7 @@ FLAVOURS: Final[Mapping[str, Flavour]] = MappingProxyType(
             majors=(10, 11),
             needs_gpu=True,
             times_tactics=True,
+            compiles_at_load=False,
         ),
         "tensorrt-rtx": Flavour(
             name="tensorrt-rtx",
@@ -58,6 +61,7 @@ FLAVOURS: Final[Mapping[str, Flavour]] = MappingProxyType(
             majors=(1,),
             needs_gpu=False,
             times_tactics=False,
+            compiles_at_load=True,
             capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
             # Turing only where it is asked for (TensorRT-RTX documentation, CPU-only AOT)
             default_capabilities=("8.0", "8.6", "8.9", "12.0"),

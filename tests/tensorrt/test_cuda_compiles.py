@@ -5,6 +5,7 @@ No GPU is needed. nvcc comes with the CUDA toolkit, NVRTC (what CuPy compiles wi
 
 import ctypes
 import importlib.util
+import inspect
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+
+from pe_infer.cuda.preprocess import OPTIONS, source
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "cpp_ext" / "cuda" / "preprocess.cu"
@@ -90,8 +93,8 @@ def assert_nothing_is_spilled(found: list[Usage], targets: tuple[int, ...]) -> N
 
 def assert_nothing_is_contracted(ptx: bytes) -> None:
     """PTX rounds after every operation; what says ``.rn`` stays apart in machine code too."""
-    assert b"mul.rn.f32" in ptx
-    assert not re.search(rb"fma\.|(mad|mul|add)\.f32", ptx)
+    assert re.search(rb"mul\.rn(\.ftz)?\.f32", ptx)
+    assert not re.search(rb"fma\.|(mad|mul|add)(\.ftz)?\.f32", ptx)
 
 
 def test_the_build_with_nvcc(tmp_path: Path, report: list[Usage]) -> None:
@@ -175,3 +178,47 @@ def test_ptx_with_nvrtc(nvrtc: Nvrtc) -> None:
     status, log, ptx = nvrtc.compile(f"compute_{TARGETS[0]}")
     assert status == 0, log
     assert_nothing_is_contracted(ptx)
+
+
+ADDED_BY_CUPY = ("-ftz=true", "--device-as-default-execution-space", "--pch")
+
+
+def with_cupy(architecture: str, method: str) -> bytes:
+    """As CuPy 14 compiles a ``RawModule``, by its own hands as far as they need no GPU."""
+    compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy is not installed")
+    program = compiler._NVRTCProgram(source(), "preprocess.cu", method=method)
+    compiled, _ = program.compile((*OPTIONS, *ADDED_BY_CUPY, f"-arch={architecture}"))
+    return bytes(compiled)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_machine_code_with_cupy(target: int) -> None:
+    """One text, without an include path."""
+    code = with_cupy(f"sm_{target}", "cubin")
+    assert all(kernel.encode() in code for kernel in KERNELS)
+
+
+def test_cupy_contracts_nothing() -> None:
+    assert_nothing_is_contracted(with_cupy(f"compute_{TARGETS[0]}", "ptx"))
+
+
+def test_cupy_has_all_that_is_used_of_it() -> None:
+    """What can be seen without a GPU: the names, and the arguments that are passed by name."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    cuda = cupy.cuda
+    for owner, names in {
+        cupy: "RawModule empty from_dlpack ndarray",
+        cupy.RawKernel: "__call__ compile",
+        cupy.RawModule: "get_function",
+        cuda: "Device Event MemoryPointer Stream UnownedMemory alloc_pinned_memory",
+        cuda.Event: "record synchronize",
+        cuda.MemoryPointer: "copy_from_host_async copy_to_host_async device_id ptr",
+        cuda.PinnedMemoryPointer: "ptr",
+        cuda.Stream: "__cuda_stream__ __enter__ __exit__ wait_event",
+        cuda.runtime: "eventRecord getDevice getDeviceCount getDeviceProperties",
+        cuda.Device: "__enter__ __exit__ id",
+    }.items():
+        assert not [name for name in names.split() if not hasattr(owner, name)], owner
+    assert {"block", "disable_timing"} <= inspect.signature(cuda.Event).parameters.keys()
+    assert "non_blocking" in inspect.signature(cuda.Stream).parameters
+    assert issubclass(cuda.runtime.CUDARuntimeError, RuntimeError)

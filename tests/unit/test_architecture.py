@@ -14,14 +14,17 @@ PACKAGE = ROOT / "pe_infer"
 # A unit may import units of lower rank only.
 LAYERS = [
     {"errors"},
+    {"pixels"},
     {"geometry", "result", "machine", "gpu_rates"},
     {"series", "lattice", "manifest", "onnx_scan", "onnx_vendor"},
     {"certificate"},
     {"bundle", "scope", "half", "engine_manifest"},
     {"engine_folder", "graph_cost"},
-    {"preprocess", "sequencer", "program", "engines", "cuda"},
+    {"preprocess", "sequencer", "program"},
+    {"cuda"},
+    {"engines"},
     {"executor", "engine_build", "roofline"},
-    {"compiled"},
+    {"compiled", "engine_store"},
     {"bundle_check", "conclusion"},
     {"stream"},
     {"dicom", "phantom"},
@@ -32,7 +35,7 @@ LAYERS = [
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 # Reading files and making phantoms need no program and no stream.
-BELOW_DICOM = {"errors", "geometry", "result", "series"}
+BELOW_DICOM = {"errors", "pixels", "geometry", "result", "series"}
 OWNERS = {
     "pydicom": "dicom",
     "highdicom": "dicom",

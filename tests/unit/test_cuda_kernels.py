@@ -1,7 +1,9 @@
 """The CUDA kernels, run on the CPU, against the C++ kernel and the NumPy twin."""
 
+import platform
 import re
 from dataclasses import replace
+from typing import Any
 
 import cuda_host
 import numpy as np
@@ -20,8 +22,8 @@ blocks = st.tuples(st.sampled_from([1, 7, 32]), st.sampled_from([1, 3, 8]))
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> cuda_host.HostKernels:
-    return cuda_host.build(tmp_path_factory.mktemp("cuda"))
+def host() -> cuda_host.HostKernels:
+    return cuda_host.kernels()
 
 
 def resample(
@@ -29,8 +31,12 @@ def resample(
 ) -> NDArray[np.int16]:
     # Orientation is a view: address of its first value and strides are what the kernel takes.
     upright, spacing_back, spacing_left = kernel.upright(image.pixels, image)
-    rows = host.axis(upright.shape[0], spacing_back, grid.rows, grid.spacing_mm)
-    cols = host.axis(upright.shape[1], spacing_left, grid.cols, grid.spacing_mm)
+    sizes = zip(upright.shape, (spacing_back, spacing_left), (grid.rows, grid.cols), strict=True)
+    axes: list[Any] = []
+    for in_size, in_spacing, out_size in sizes:
+        axis = preprocess.AxisWeights.of(in_size, in_spacing, out_size, grid.spacing_mm)
+        axes += [axis.start, axis.weight]
+        axes += [np.int32(n) for n in (len(axis.weight), axis.first, axis.last)]
     low, high = image.padding or (1, 0)
     out = np.full((grid.rows, grid.cols), 12345, np.int16)
     host.launch(
@@ -43,8 +49,7 @@ def resample(
         np.float32(image.rescale_intercept),
         np.int32(low),
         np.int32(high),
-        *rows.arguments,
-        *cols.arguments,
+        *axes,
         np.int32(grid.rows),
         np.int32(grid.cols),
         out,
@@ -197,6 +202,16 @@ def test_a_call_with_a_wrong_name_or_count_is_refused(
 ) -> None:
     with pytest.raises(LookupError, match=name):
         host.launch(name, (1, 1), (1, 1), np.int32(0))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the shim knows x86-64's mode only")
+def test_the_shim_can_flush_subnormals_as_cupy_compiles(host: cuda_host.HostKernels) -> None:
+    """`fake_cuda` runs every kernel so, and slabs have the same bits."""
+    image, tiny = np.ones((1, 4), np.int16), np.array([1e-39], np.float32)
+    assert gather_hu(host, [image], tiny).all()
+    with host.flushing_subnormals():
+        assert not gather_hu(host, [image], tiny).any()
+    assert np.all(tiny * np.float32(1))  # and the mode is gone
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from pe_infer import (
 from pe_infer.dicom import write_series
 from pe_infer.errors import Code
 from pe_infer.executor import Executor
+from pe_infer.preprocess import SliceResampler
 from pe_infer.result import result_schema
 from pe_infer.stream import MAX_PENDING_SLABS, Stream
 
@@ -379,13 +380,14 @@ def test_a_study_cancelled_during_a_push_takes_nothing(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = detector.open()
-    resample = stream._resample
 
-    def cancelled_meanwhile(image: Slice) -> Any:
-        stream.cancel()
-        return resample(image)
+    class CancelledMeanwhile(SliceResampler):
+        def __call__(self, image: Slice, out: Any = None) -> Any:
+            stream.cancel()
+            return super().__call__(image, out)
 
-    monkeypatch.setattr(stream, "_resample", cancelled_meanwhile)
+    resample = CancelledMeanwhile(detector.bundle.manifest.grid)
+    monkeypatch.setattr(stream, "_resample", resample)
     with pytest.raises(StreamCancelledError):
         stream.push(study(REGULAR)[0])
     assert not stream._volume.positions_um

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pe_infer.bundle import Bundle
 from pe_infer.compiled import CompiledProgram
-from pe_infer.engines.base import EngineOptions, Tensor, installed, select
+from pe_infer.engines.base import EngineOptions, installed, select
+from pe_infer.engines.lane import HostLane, Tensor
 from pe_infer.errors import Code, ConfigurationError, EngineError, StreamError
 from pe_infer.executor import Executor, StudyOutputs, batches
 from pe_infer.manifest import Direction
@@ -332,15 +333,16 @@ def test_sequences_are_freed_after_their_last_reader(
 ) -> None:
     made: list[tuple[tuple[int, ...], weakref.ref[Tensor]]] = []
 
-    def tracked(shape: tuple[int, ...]) -> Tensor:
-        array = np.empty(shape, np.float32)
-        made.append((shape, weakref.ref(array)))
-        return array
+    class Tracked(HostLane):
+        def empty(self, shape: tuple[int, ...]) -> Tensor:
+            array = np.empty(shape, np.float32)
+            made.append((shape, weakref.ref(array)))
+            return array
 
     def alive(shape: tuple[int, ...]) -> int:
         return sum(1 for s, ref in made if s == shape and ref() is not None)
 
-    executor = Executor(compiled.program, compiled.engines, arrival="up", empty=tracked)
+    executor = Executor(compiled.program, compiled.engines, arrival="up", lane=Tracked())
     push_all(executor, in_order("up"))
     assert not any(shape[1:] == (4, 4, 4) and shape[0] == COUNT for shape, _ in made)
     made.clear()
@@ -370,12 +372,13 @@ def test_online_sequences_that_nobody_needs_later_are_not_kept(
 ) -> None:
     made: list[int] = []
 
-    def counted(shape: tuple[int, ...]) -> Tensor:
-        if shape[1:] == (4, 4, 4) and shape[0] <= 1:  # features and gates_down: a batch each
-            made.append(shape[0])
-        return np.empty(shape, np.float32)
+    class Counted(HostLane):
+        def empty(self, shape: tuple[int, ...]) -> Tensor:
+            if shape[1:] == (4, 4, 4) and shape[0] <= 1:  # features and gates_down: a batch each
+                made.append(shape[0])
+            return np.empty(shape, np.float32)
 
-    executor = Executor(compiled.program, compiled.engines, arrival="down", empty=counted)
+    executor = Executor(compiled.program, compiled.engines, arrival="down", lane=Counted())
     push_all(executor, in_order("down"))
     assert made.count(1) == 2
 

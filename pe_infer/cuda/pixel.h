@@ -1,0 +1,1 @@
+../../cpp_ext/include/pe_infer/pixel.h

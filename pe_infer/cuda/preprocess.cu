@@ -1,0 +1,1 @@
+../../cpp_ext/cuda/preprocess.cu
