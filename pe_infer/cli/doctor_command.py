@@ -15,9 +15,10 @@ from rich.text import Text
 
 from pe_infer.bundle import shipped
 from pe_infer.cli.engines_preflight import preflight
+from pe_infer.cli.gpu_selfcheck import selfcheck
 from pe_infer.cli.layout import open_console, print_facts
 from pe_infer.detector import default_cache_dir
-from pe_infer.engines.base import AUTO, RUNTIMES, cpu_name, installed, select
+from pe_infer.engines.base import AUTO, RUNTIMES, cpu_name, missing, select
 from pe_infer.errors import ConfigurationError, EngineError, PeInferError
 
 _FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
@@ -39,7 +40,24 @@ _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 def doctor_command(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            show_default=False,
+            help="With --gpu-selfcheck --json: write the JSON to this file.",
+        ),
+    ] = None,
     *,
+    gpu_selfcheck: Annotated[
+        bool,
+        typer.Option(
+            "--gpu-selfcheck",
+            help="Build the engines of the shipped bundles on this machine's GPU and compare all "
+            "that it computes with the CPU; takes minutes. Exit status 0: every check passed; 6: "
+            "one failed, or there is no GPU to check.",
+        ),
+    ] = False,
     engines: Annotated[
         Path | None,
         typer.Option(
@@ -60,26 +78,39 @@ def doctor_command(
         ),
     ] = None,
     bundle: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--bundle",
             help="With --engines: what they should be built from; without it, the shipped bundle "
-            "of that name.",
+            "of that name. With --gpu-selfcheck: what to check, once per bundle; without it, all "
+            "shipped ones.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
-    """Report processor, engines, GPU and versions, or whether built engines fit.
+    """Report processor, engines, GPU and versions; or whether built engines fit, or the GPU works.
 
-    The exit status is 6 if no engine works, or, with --engines, if one of them cannot be used.
+    The exit status is 6 if no engine works; with --engines, if one of them cannot be used; with
+    --gpu-selfcheck, if a check fails or there is no GPU.
     """
+    _refuse_mixture(
+        gpu_selfcheck=gpu_selfcheck, engines=engines, machine=machine, as_json=as_json, file=file
+    )
+    if gpu_selfcheck:
+        selfcheck(bundle or (), as_json=as_json, file=file)
+        return
     if engines is not None:
-        preflight(engines, machine=machine, bundle=bundle, as_json=as_json)
+        if bundle is not None and len(bundle) > 1:
+            raise ConfigurationError(
+                f"--bundle {' --bundle '.join(bundle)}: engines are built from one bundle, name it "
+                "once"
+            )
+        preflight(engines, machine=machine, bundle=bundle[0] if bundle else None, as_json=as_json)
         return
     if machine is not None or bundle is not None:
         raise ConfigurationError(
             "--machine and --bundle say what built engines are compared with: name their folder "
-            "with --engines, or leave them out"
+            "with --engines, or leave them out (--bundle goes with --gpu-selfcheck too)"
         )
     facts, hints, works = _examine()
     if as_json:
@@ -91,6 +122,25 @@ def doctor_command(
             console.print(Text(f"hint: {hint}", style="yellow"))
     if not works:
         raise typer.Exit(EngineError.exit_code)
+
+
+def _refuse_mixture(
+    *,
+    gpu_selfcheck: bool,
+    engines: Path | None,
+    machine: str | None,
+    as_json: bool,
+    file: Path | None,
+) -> None:
+    if gpu_selfcheck and (engines is not None or machine is not None):
+        raise ConfigurationError(
+            "--gpu-selfcheck builds engines of its own for this machine: leave out --engines and "
+            "--machine, or run them one after the other"
+        )
+    if file is not None and not (gpu_selfcheck and as_json):
+        raise ConfigurationError(
+            f"{file}: a file goes with --gpu-selfcheck --json; elsewhere use > {file}"
+        )
 
 
 def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
@@ -126,7 +176,7 @@ def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
 
 
 def _engine_state(name: str) -> tuple[str, bool]:
-    if name not in installed():
+    if missing(name):
         return f"not installed (pip install {RUNTIMES[name].install})", False
     try:
         runtime = select(name)
