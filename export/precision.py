@@ -25,7 +25,8 @@ from export.spread import Spread
 from pe_infer.bundle import Bundle
 from pe_infer.certificate import FLOAT16_SMALLEST_NORMAL, STEPS
 from pe_infer.compiled import CompiledProgram
-from pe_infer.engines.base import Engine, Runtime, Session, Tensor
+from pe_infer.engines.base import Engine, Runtime, Session
+from pe_infer.engines.lane import Lane, Tensor
 from pe_infer.errors import Code, InputError
 from pe_infer.executor import Executor, StudyOutputs
 from pe_infer.half import half_graph
@@ -119,8 +120,8 @@ class _RoundedRuntime:
         rounded = half_graph(graph, name=name, precision=precision, rounded=True)
         return self._runtime.compile(rounded, name=name, max_batch=max_batch)
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
-        return self._runtime.empty(shape)
+    def lane(self) -> Lane:
+        return self._runtime.lane()
 
 
 class _Watched:
@@ -132,8 +133,8 @@ class _Watched:
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self.batch_sizes = engine.batch_sizes
 
-    def session(self) -> Session:
-        return _WatchedSession(self._engine.session(), self._watch)
+    def session(self, lane: Lane | None = None) -> Session:
+        return _WatchedSession(self._engine.session(lane), self._watch)
 
 
 class _WatchedSession:
@@ -244,7 +245,7 @@ class Comparison:
             name: _Watched(engine, partial(see, self._nodes[name]))
             for name, engine in compiled.engines.items()
         }
-        executor = Executor(self._program, engines, empty=compiled.runtime.empty)
+        executor = Executor(self._program, engines, lane=compiled.runtime.lane())
         for slab in slabs if executor.plan.arrival == "up" else reversed(slabs):
             executor.push([slab])
         return executor.finish()
