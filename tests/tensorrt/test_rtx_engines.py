@@ -270,6 +270,7 @@ def test_the_builder_reports_its_progress_and_can_be_stopped(original: Built) ->
         build_engine(vendor, graph, name="g", max_batch=2, progress=stop)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_is_not_lost_in_the_library(original: Built) -> None:
     pressed: list[str] = []
 

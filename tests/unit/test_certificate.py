@@ -14,11 +14,12 @@ from certificates import certificate_of, flips, half_range
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from pe_infer.bundle import Bundle, add_certificate, write_bundle
+from pe_infer.bundle import Bundle, add_certificate, shipped, write_bundle
 from pe_infer.bundle_check import build_bundle
 from pe_infer.certificate import Certificate, certificate_schema
 from pe_infer.cli.bundles_command import app
 from pe_infer.errors import BundleError, Code
+from pe_infer.half import CONVERSION_VERSION
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -280,3 +281,13 @@ def test_shows_all_of_it_as_json(folder: Path) -> None:
     bundle = Bundle.load(folder)
     assert bundle.certificate is not None
     assert found["certificate"] == json.loads(bundle.certificate.to_bytes())
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_bundle_has_a_certificate_that_is_good_enough(name: str) -> None:
+    certificate = Bundle.load(name).certificate
+    assert certificate is not None
+    assert certificate.shortcomings() == []
+    assert certificate.conversion_version == CONVERSION_VERSION
+    assert certificate.held_out
+    assert 2 * certificate.pairs >= 100

@@ -188,6 +188,7 @@ def test_an_interrupt_ends_the_build_and_leaves_nothing(
     assert not list((tmp_path / "engines").iterdir())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_that_the_library_would_swallow_ends_the_build(
     trt: FakeTensorRt, bundle: Bundle, tmp_path: Path
 ) -> None:
