@@ -176,8 +176,9 @@ def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
 
 
 def _engine_state(name: str) -> tuple[str, bool]:
-    if missing(name):
-        return f"not installed (pip install {RUNTIMES[name].install})", False
+    if absent := missing(name):
+        wanted = " and ".join(absent)
+        return f"needs {wanted}, not installed (pip install {RUNTIMES[name].install})", False
     try:
         runtime = select(name)
     except PeInferError as error:
