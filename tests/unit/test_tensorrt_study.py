@@ -502,5 +502,6 @@ def test_the_doctor_tells_of_the_gpu_engines(
         ]
     )
     assert facts["engine tensorrt-rtx"].startswith("1.7.1.116 on Fake GPU 0")
-    assert facts["engine tensorrt"] == "not installed (pip install 'pe-infer[tensorrt]')"
+    wanted = "needs tensorrt, not installed (pip install 'pe-infer[tensorrt]')"
+    assert facts["engine tensorrt"] == wanted
     assert facts["engine auto"] in {"openvino", "onnxruntime"}
