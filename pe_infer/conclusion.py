@@ -78,7 +78,17 @@ def slab_probability(manifest: Manifest, logit: float) -> float:
     """Probability of one slab: calibrated if the rule decides by slabs, else the plain sigmoid."""
     if isinstance(manifest.rule, ConsecutiveRule):
         return manifest.calibration.probability(logit)
-    return 0.5 * (1.0 + math.tanh(0.5 * logit))
+    return _sigmoid(logit)
+
+
+def update_probability(manifest: Manifest, logit: float) -> float:
+    """Probability that an update gives a slab, of the logit ``manifest.update_output``.
+
+    The calibration is for the logits that decide: ``online_logit`` gets the plain sigmoid.
+    """
+    if manifest.update_output == SLAB_LOGIT:
+        return slab_probability(manifest, logit)
+    return _sigmoid(logit)
 
 
 def alerts(manifest: Manifest, records: Sequence[SlabRecord]) -> bool:
@@ -293,6 +303,10 @@ def plane_centre(sequencer: Sequencer, position_um: int) -> tuple[Vector, SliceG
         a[1] + share * (b[1] - a[1]),
         a[2] + share * (b[2] - a[2]),
     ), low
+
+
+def _sigmoid(logit: float) -> float:
+    return 0.5 * (1.0 + math.tanh(0.5 * logit))
 
 
 def _scaled(vector: Vector, factor: float) -> Vector:

@@ -21,6 +21,7 @@ MAX_COSINE = 0.01  # between orientation vectors that are meant to be orthogonal
 INT16_MIN, UINT16_MAX = -0x8000, 0xFFFF
 AIR_HU = -1024.0
 MAX_HU = 4095.0
+TISSUE_HU = -200.0  # pixels of at least this are body
 MIN_SLOPE, MAX_RESCALE = 1e-9, 1e9  # the kernel computes in single precision
 
 
@@ -60,14 +61,16 @@ class Window:
 class Gate:
     """Which slabs show the organ: by the share of the middle plane within [low_hu, high_hu].
 
-    Only pixels inside the body count. The body is the largest connected piece of tissue; a pixel is
-    inside it when parts of it lie to the left and right, in front and behind. A slab with a smaller
-    share than ``min_fraction`` does not exist for any node of the study program.
+    Only what is enclosed counts: a pixel with parts of the largest connected piece of at least
+    ``enclosed_by_hu`` to the left and right, in front and behind. By default that piece is the
+    body; with a value of bone it is the skull, and what it encloses is the brain. A slab with a
+    smaller share than ``min_fraction`` does not exist for any node of the study program.
     """
 
     low_hu: float
     high_hu: float
     min_fraction: float
+    enclosed_by_hu: float = TISSUE_HU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

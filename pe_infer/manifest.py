@@ -28,6 +28,7 @@ PREPROCESSING_VERSION: Final = 1  # of the kernel in this package, see `pe_infer
 SLAB: Final = "slab"  # the sequence that every program reads
 STUDY_LOGIT: Final = "study_logit"
 SLAB_LOGIT: Final = "slab_logit"
+ONLINE_LOGIT: Final = "online_logit"  # of a slab before its neighbours are known
 
 Direction: TypeAlias = Literal["down", "up"]
 Precision: TypeAlias = Literal["reduced", "mixed", "float32"]
@@ -269,7 +270,8 @@ class Manifest(_Value):
     sequences: dict[Identifier, SequenceSpec]
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
     outputs: Annotated[dict[Identifier, Identifier], Field(min_length=1)]
-    """Output to sequence. ``study_logit`` or ``slab_logit`` drives the rule."""
+    """Output to sequence. ``study_logit`` or ``slab_logit`` drives the rule. ``online_logit`` is
+    what is said of a slab while slices arrive, where ``slab_logit`` waits for the last one."""
     calibration: Calibration = Calibration()
     operating_points: Annotated[tuple[OperatingPoint, ...], Field(min_length=1)]
     default_operating_point: Identifier
@@ -300,12 +302,17 @@ class Manifest(_Value):
                 f"rule {self.rule.kind!r} needs the output {needed!r}; outputs: "
                 f"{sorted(self.outputs)}"
             )
-        if self.provisional_alert and SLAB_LOGIT not in self.outputs:
+        if self.provisional_alert and self.update_output not in self.outputs:
             raise ValueError(
-                f"provisional_alert needs the output {SLAB_LOGIT!r}; outputs: "
+                f"provisional_alert needs the output {ONLINE_LOGIT!r} or {SLAB_LOGIT!r}; outputs: "
                 f"{sorted(self.outputs)}"
             )
         return self
+
+    @property
+    def update_output(self) -> str:
+        """The output that updates and the provisional alert speak of."""
+        return ONLINE_LOGIT if ONLINE_LOGIT in self.outputs else SLAB_LOGIT
 
     def operating_point(self, name: str | None = None) -> OperatingPoint | None:
         """The operating point of that name or the default one; ``None`` if there is none."""

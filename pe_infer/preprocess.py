@@ -22,7 +22,6 @@ from pe_infer.lattice import PlaneLattice, lattice_for
 from pe_infer.pixels import StoredPixels
 
 VERSION: Final = 1
-TISSUE_HU: Final = -200.0  # the gate's "inside the body" is enclosed by pixels of at least this
 CACHED_PLANES: Final = 16  # of one volume: slabs that follow each other share planes
 
 Resampled = TypeVar("Resampled")
@@ -36,8 +35,8 @@ class Slab:
         position_um: Position of the middle plane.
         tensor: (channels, rows, cols) float32 in [0, 1]; plane by plane ascending, window fastest.
             Made on a GPU, it is an array of that GPU (`pe_infer.cuda.preprocess`).
-        gate_fraction: Share of the middle plane within the gate's range and inside the body; 1
-            without a gate.
+        gate_fraction: Share of the middle plane within the gate's range and enclosed as it says;
+            1 without a gate.
         gated: Whether the gate keeps this slab from the network.
     """
 
@@ -57,9 +56,9 @@ class Slab:
         """A slab by the gate's judgement of its ``middle`` plane; ``None`` without a gate."""
         fraction, gated = 1.0, False
         if grid.gate is not None and middle is not None:
-            low_hu, high_hu = grid.gate.low_hu, grid.gate.high_hu
-            fraction = _native.gate_fraction(middle, low_hu, high_hu, TISSUE_HU)
-            gated = fraction < grid.gate.min_fraction
+            gate = grid.gate
+            fraction = _native.gate_fraction(middle, gate.low_hu, gate.high_hu, gate.enclosed_by_hu)
+            gated = fraction < gate.min_fraction
         return cls(position_um=position_um, tensor=tensor, gate_fraction=fraction, gated=gated)
 
 

@@ -16,6 +16,7 @@ from typing import Final, Literal, NoReturn, TypeAlias
 
 from pe_infer.errors import BundleError, Code
 from pe_infer.manifest import (
+    ONLINE_LOGIT,
     SLAB,
     SLAB_LOGIT,
     STUDY_LOGIT,
@@ -299,7 +300,11 @@ class Program:
         return kinds
 
     def _check_rule(self, manifest: Manifest) -> None:
-        expected: dict[str, Kind] = {STUDY_LOGIT: "study", SLAB_LOGIT: "slab"}
+        expected: dict[str, Kind] = {
+            STUDY_LOGIT: "study",
+            SLAB_LOGIT: "slab",
+            ONLINE_LOGIT: "slab",
+        }
         for output, kind in expected.items():
             if (name := self.outputs.get(output)) and self.sequences[name] != kind:
                 needed_by = (
@@ -311,6 +316,22 @@ class Program:
                     f"output {output!r} is sequence {name!r}, a value per {self.sequences[name]}, "
                     f"but {needed_by} needs "
                     f"a value per {kind}"
+                )
+        online = {
+            name
+            for arrival in ("down", "up")
+            for node in self._online(arrival)
+            for name in node.outputs.values()
+        }
+        for output in (
+            *((manifest.update_output,) if manifest.provisional_alert else ()),
+            *((ONLINE_LOGIT,) if ONLINE_LOGIT in self.outputs else ()),
+        ):
+            if self.outputs[output] not in online:
+                self._refuse(
+                    f"output {output!r} is sequence {self.outputs[output]!r}, which waits for the "
+                    "last slice whichever end comes first; the provisional alert and "
+                    f"{ONLINE_LOGIT!r} are for what is known while slices arrive"
                 )
 
     def _check_specs(self, manifest: Manifest) -> None:
@@ -332,7 +353,7 @@ class Program:
             )
         for output, name in self.outputs.items():
             shape = self.specs[name].shape
-            if output in {STUDY_LOGIT, SLAB_LOGIT} and math.prod(shape) != 1:
+            if output in {STUDY_LOGIT, SLAB_LOGIT, ONLINE_LOGIT} and math.prod(shape) != 1:
                 self._refuse(f"output {output!r} must be one number, sequence {name!r} is {shape}")
 
     def _refuse(self, problem: str) -> NoReturn:

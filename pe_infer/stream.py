@@ -23,7 +23,7 @@ from pe_infer.conclusion import (
     SlabRecord,
     alerts,
     refuse_nonfinite,
-    slab_probability,
+    update_probability,
 )
 from pe_infer.engines.lane import Lane
 from pe_infer.errors import (
@@ -37,7 +37,6 @@ from pe_infer.errors import (
 )
 from pe_infer.executor import Executor, StudyOutputs
 from pe_infer.geometry import Slice
-from pe_infer.manifest import SLAB_LOGIT
 from pe_infer.preprocess import Resampler, SlabMaker
 from pe_infer.result import Flag, QualityFlag, StudyResult, Timings, Update
 from pe_infer.scope import check_scope
@@ -273,7 +272,8 @@ class Stream:
         )
         done = time.perf_counter()
         refuse_nonfinite(outputs)
-        logits = iter(outputs[SLAB_LOGIT].reshape(-1).tolist()) if SLAB_LOGIT in outputs else None
+        said = outputs.get(manifest.update_output)
+        logits = None if said is None else iter(said.reshape(-1).tolist())
         with self._changed:
             self._clock.slabs_s += made - started
             self._clock.online_s += done - made
@@ -281,7 +281,7 @@ class Stream:
                 probability = (
                     None
                     if slab.gated or logits is None
-                    else slab_probability(manifest, next(logits))
+                    else update_probability(manifest, next(logits))
                 )
                 self._records.append(
                     SlabRecord(
