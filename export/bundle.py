@@ -1,8 +1,8 @@
 """Checkpoints to a bundle: ``python -m export.bundle STAGE1.pt STAGE2.pt --out DIR``.
 
-Everything that the bundle needs follows from the checkpoints (grid, sizes, calibration, thresholds)
-and from a short description (``export/configs/pe-bundle.toml``). The graphs are compared with
-PyTorch before the bundle is written.
+Everything that the bundle needs follows from the checkpoints (system, grid, sizes, calibration,
+thresholds) and from a short description (``export/configs/*-bundle.toml``). The graphs are compared
+with PyTorch before the bundle is written.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ import typer
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from export.calibration import choose_points, fit_calibration
 from export.command_line import reported
 from export.evaluate import checkpoint_hashes
-from export.golden import golden_positions_um, golden_slabs
+from export.golden import golden_positions_um
 from export.model_card import model_card
-from export.models.stage1 import TOTAL_STRIDE, SlabClassifier
-from export.models.stage2 import StudyNet
-from export.onnx_export import SLAB, GraphNode, export_graphs, graph_nodes, round_weights
+from export.models.base import SlabNetwork
+from export.onnx_export import GraphNode, StudyGraphs, export_graphs, round_weights
 from export.parity import (
     LENGTHS,
     ParityReport,
@@ -35,15 +35,16 @@ from export.parity import (
     check_parity,
     sequences_of_modules,
 )
+from export.systems.base import System
+from export.systems.registry import refuse_other_system, system_of
 from export.training.checkpoint import load_checkpoint
 from export.training.config import DataSettings, Settings, Stage1Settings, load_settings
 from export.training.features import CACHE_FILE
 from export.training.stage2 import FEATURES_FOLDER
 from pe_infer.bundle import Bundle, GoldenData, write_bundle
 from pe_infer.errors import Code, InputError
-from pe_infer.manifest import FORMAT_VERSION, PREPROCESSING_VERSION
+from pe_infer.manifest import FORMAT_VERSION, PREPROCESSING_VERSION, Rule, ThresholdRule
 
-OUTPUTS = {"study_logit": "study_logit", "slab_logit": "stage1_logit", "attention": "attention"}
 GOLDEN_FILE, CARD_FILE = "golden.npz", "MODEL_CARD.md"
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "pe-bundle.toml"
 
@@ -80,6 +81,7 @@ class BundleSettings(Settings):
     max_batch: int = Field(ge=1)
     finding: FindingSettings
     scope: dict[str, str | list[str]]
+    rule: Rule = ThresholdRule(kind="threshold")
     provisional_alert: AlertSettings | None = None
 
 
@@ -88,16 +90,18 @@ class Trained:
     """Both networks with the mean weights of their checkpoints, and where they come from.
 
     Attributes:
+        system: What they are.
         stage1: In evaluation mode.
         stage2: In evaluation mode.
         data: What stage 1 was trained on.
-        validation: ``logits`` and ``labels`` (1 = PE) of stage 2's validation studies; empty before
-            its first epoch.
+        validation: ``logits`` and ``labels`` (1 = positive) of stage 2's validation studies; empty
+            before its first epoch.
         provenance: ``training`` of the manifest, without the evaluation.
     """
 
-    stage1: SlabClassifier
-    stage2: StudyNet
+    system: System
+    stage1: SlabNetwork
+    stage2: nn.Module
     data: DataSettings
     validation: dict[str, list[float]]
     provenance: dict[str, Any]
@@ -111,8 +115,8 @@ def load_trained(paths: Sequence[Path]) -> Trained:
 
     Raises:
         InputError: They are not one checkpoint of each stage, or do not fit together.
-        ConfigurationError: They were trained on different grids, or one on the patients that the
-            other was validated on.
+        ConfigurationError: They are of different systems, were trained on different grids, or one
+            on the patients that the other was validated on.
     """
     contents = [(path, load_checkpoint(path)) for path in paths]
     stages = sorted(content["stage"] for _, content in contents)
@@ -126,15 +130,16 @@ def load_trained(paths: Sequence[Path]) -> Trained:
     data, data2 = (DataSettings.model_validate(content["data"]) for content in (one, two))
     data2.refuse_mixing(data, str(path1))
     _refuse_other_features(path1, path2)
-    stage1 = SlabClassifier(data.grid.planes_per_slab, one["width"])
+    system = system_of(one["settings"])
+    refuse_other_system(two, system, path2)
+    stage1 = system.slab_network(data.grid.channels, one["width"])
     stage1.load_state_dict(one["mean"])
     if two["in_channels"] != stage1.feature_channels:
         raise InputError(
             f"{path2} reads {two['in_channels']} features, {path1} makes {stage1.feature_channels}",
             code=Code.INVALID_ARGUMENT,
         )
-    cells = data.grid.rows // TOTAL_STRIDE
-    stage2 = StudyNet(two["in_channels"], two["settings"]["filters"], cells)
+    stage2 = system.study_network(two["settings"], stage1, data.grid)
     stage2.load_state_dict(two["mean"])
     phase = Stage1Settings.model_validate(one["settings"]).phase[one["progression"]["phase"]]
     provenance = {
@@ -157,13 +162,14 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         "stage1_start": one.get("start"),
         "torch": torch.__version__,
     }
-    return Trained(stage1.eval(), stage2.eval(), data, two.get("validation", {}), provenance)
+    validation = two.get("validation", {})
+    return Trained(system, stage1.eval(), stage2.eval(), data, validation, provenance)
 
 
 def manifest_of(
     settings: BundleSettings,
     trained: Trained,
-    nodes: Sequence[GraphNode],
+    graphs: StudyGraphs,
     shapes: Mapping[str, Sequence[int]],
     evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def manifest_of(
     Args:
         settings: What the bundle says of itself.
         trained: Networks and their origin.
-        nodes: Map and scan nodes.
+        graphs: The study program.
         shapes: Sequence to the shape of one value.
         evaluation: What ``export.evaluate`` wrote for these weights, if anything.
     """
@@ -181,13 +187,10 @@ def manifest_of(
         name: {
             "shape": list(shape),
             "axes": ["channels", "rows", "cols"] if len(shape) == 3 else ["values"],
-            "per": "study" if name == "study_logit" else "slab",
+            "per": "study" if name in graphs.means else "slab",
         }
         for name, shape in shapes.items()
     }
-    sequences[SLAB]["axes"] = ["planes", "rows", "cols"]
-    grid_document = grid.model_dump(exclude={"window"})
-    grid_document["windows"] = [grid.window.model_dump()]
     calibration, points = {"scale": 1.0, "offset": 0.0}, [{"name": "balanced", "threshold": 0.5}]
     if trained.validation:
         logits, labels = trained.validation["logits"], trained.validation["labels"]
@@ -214,16 +217,19 @@ def manifest_of(
         "scope": settings.scope,
         "intended_use": settings.intended_use,
         "preprocessing_version": PREPROCESSING_VERSION,
-        "grid": grid_document,
+        "grid": grid.model_dump(),
         "min_slabs": settings.min_slabs,
         "batch": {"max": settings.max_batch},
         "sequences": sequences,
-        "nodes": [*(_node_document(node, settings.max_batch) for node in nodes), _mean_node()],
-        "outputs": OUTPUTS,
+        "nodes": [
+            *(_node_document(node, settings.max_batch) for node in graphs.nodes),
+            *(_mean_node(result, source) for result, source in graphs.means.items()),
+        ],
+        "outputs": graphs.outputs,
         "calibration": calibration,
         "operating_points": points,
         "default_operating_point": "balanced",
-        "rule": {"kind": "threshold"},
+        "rule": settings.rule.model_dump(),
         "golden": {"file": GOLDEN_FILE},
         "training": {**trained.provenance, "evaluation": dict(evaluation) if evaluation else None},
     }
@@ -260,28 +266,26 @@ def make_bundle(
             code=Code.INVALID_ARGUMENT,
         )
     grid = trained.data.grid
-    networks = (trained.stage1, trained.stage2)
-    nodes = graph_nodes(*networks, grid.rows)
-    codes = golden_slabs(grid.planes_per_slab, grid.rows, grid.cols)
+    graphs = trained.system.graphs(trained.stage1, trained.stage2, grid)
+    codes = trained.system.golden(grid)
     slabs = codes.astype(np.float32) / np.float32(255)
     study = np.concatenate([slabs] * (max(LENGTHS) // len(slabs) + 1))[: max(LENGTHS)]
-    assembly = assembly_differences(nodes, networks, study)
-    round_weights(nodes)
-    sequences = sequences_of_modules(nodes, slabs)
-    sequences["study_logit"] = sequences["score"].mean(axis=0, keepdims=True)
+    assembly = assembly_differences(graphs, study)
+    round_weights(graphs.nodes)
+    sequences = sequences_of_modules(graphs, slabs)
     golden = GoldenData(
         slabs=codes,
         positions_um=golden_positions_um(grid.pitch_um * grid.slab_step),
         outputs={
-            name: values[0] if name == "study_logit" else values
-            for name, values in ((o, sequences[s]) for o, s in OUTPUTS.items())
+            output: sequences[name][0] if name in graphs.means else sequences[name]
+            for output, name in graphs.outputs.items()
         },
     )
     shapes = {name: values.shape[1:] for name, values in sequences.items()}
-    document = manifest_of(settings, trained, nodes, shapes, evaluation)
+    document = manifest_of(settings, trained, graphs, shapes, evaluation)
     with tempfile.TemporaryDirectory() as scratch:
-        files = export_graphs(nodes, Path(scratch))
-        report = check_parity(nodes, files, networks, study, assembly=assembly)
+        files = export_graphs(graphs.nodes, Path(scratch))
+        report = check_parity(graphs, files, study, assembly=assembly)
         if not report.passed:
             raise InputError(
                 f"the exported graphs differ from PyTorch: {report}", code=Code.INVALID_ARGUMENT
@@ -289,7 +293,7 @@ def make_bundle(
         document["training"]["parity"] = json.loads(json.dumps(asdict(report)))
         contents: dict[str, bytes | Path] = {path.name: path for path in files.values()}
         contents[GOLDEN_FILE] = golden.to_bytes()
-        contents[CARD_FILE] = model_card(document).encode()
+        contents[CARD_FILE] = model_card(document, trained.system.card).encode()
         return write_bundle(folder, document, contents), report
 
 
@@ -311,13 +315,13 @@ def _node_document(node: GraphNode, max_batch: int) -> dict[str, Any]:
     return {**document, "direction": node.direction, "states": states}
 
 
-def _mean_node() -> dict[str, Any]:
+def _mean_node(result: str, source: str) -> dict[str, Any]:
     return {
-        "name": "study_logit",
+        "name": result,
         "kind": "reduce",
         "reducer": "mean",
-        "inputs": {"x": "score"},
-        "outputs": {"y": "study_logit"},
+        "inputs": {"x": source},
+        "outputs": {"y": result},
     }
 
 

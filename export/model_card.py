@@ -1,6 +1,6 @@
 """``MODEL_CARD.md`` of a bundle, written from its manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.training.validation import HIT_DISTANCE_MM
@@ -10,25 +10,18 @@ HEADLINES = {
     "sensitivity": "sensitivity at the default operating point",
     "specificity": "specificity at the default operating point",
     "slab_auc": "slab AUC",
-    "peak_hit": f"attention peak within {HIT_DISTANCE_MM:.0f} mm of an embolus, all positive slabs",
-    "peak_control": "the same places in the patients without emboli (control)",
+    "peak_hit": f"attention peak within {HIT_DISTANCE_MM:.0f} mm of the lesion, all positive slabs",
+    "peak_control": "the same places in the patients without it (control)",
 }
 
 
-WHAT_IT_IS = """\
-Shi et al., *Automatic Diagnosis of Pulmonary Embolism Using an Attention-guided Framework*
-(MIDL 2020, arXiv 2006.00074): a ResNet-18 classifies slabs of five planes and shows where it
-looked (class activation map); a stack of convolutional LSTMs, down and up through the study, gives
-the study its probability. What the paper does not say is marked [ours] in `export/models/`.\
-""".splitlines()
-
-
-def model_card(document: Mapping[str, Any]) -> str:
+def model_card(document: Mapping[str, Any], what_it_is: Sequence[str]) -> str:
     """Markdown text; every number in it comes from the manifest.
 
     Args:
         document: The manifest of the bundle; ``training.evaluation`` is what ``export.evaluate``
             wrote, or ``None``.
+        what_it_is: Lines about the system.
     """
     training = document["training"]
     lines = [
@@ -38,14 +31,14 @@ def model_card(document: Mapping[str, Any]) -> str:
         "",
         "## What it is",
         "",
-        *WHAT_IT_IS,
+        *what_it_is,
         "",
         "## Training",
         "",
-        f"- Data: {training['data']}. Every patient is there twice, with emboli and without.",
+        f"- Data: {training['data']}. Every patient is there twice, with the finding and without.",
         f"- Stage 1: {_progress(training['stage1'])}.",
         f"- Stage 2: {_progress(training['stage2'])}.",
-        f"- Last loss of stage 1: {_loss(training['stage1']['loss'])} (the paper: 1, 1 and none).",
+        f"- Last loss of stage 1: {_loss(training['stage1']['loss'])}.",
     ]
     start = training.get("stage1_start")
     while start:

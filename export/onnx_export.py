@@ -5,16 +5,16 @@ recurrence, a ``scan`` of one slab (T = 1, batch 1, no loop inside). A norm or p
 recurrent layer is part of the next map.
 
 Graphs compute in float32. Arrays of at least ``MIN_HALF_VALUES`` weights are stored as float16 with
-a Cast behind them; smaller ones (biases, norms) stay float32. Batch norms of the encoder are folded
-into its convolutions; those of the recurrent net stay, because zero padding comes after them.
+a Cast behind them; smaller ones (biases, norms) stay float32.
+
+Which nodes a system has is said in ``export.systems``.
 """
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,18 +22,17 @@ from typing import Literal
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from export.models.stage1 import NO_PE, PE, TOTAL_STRIDE, BasicBlock, SlabClassifier
-from export.models.stage2 import ConvLstmCell, SequenceNorm, StudyNet
 from pe_infer.manifest import Precision
 
 OPSET = 18
 MIN_HALF_VALUES = 1024  # smaller arrays stay float32: they hold nothing worth saving
 SLAB = "slab"
+
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,156 +78,38 @@ class GraphNode:
         return [*self.outputs, *self.states.values()]
 
 
-class EncoderGraph(nn.Module):
-    """Stage 1 with its batch norms folded into the convolutions."""
+@dataclass(frozen=True, kw_only=True)
+class StudyGraphs:
+    """A system as a study program, and the networks that it is made of.
 
-    def __init__(self, model: SlabClassifier) -> None:
-        """Copy and fold; the argument is not changed."""
-        super().__init__()
-        folded = copy.deepcopy(model).eval().float()
-        folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        folded.stem = fuse_conv_bn_eval(folded.stem, folded.stem_norm)
-        folded.stem_norm = nn.Identity()  # type: ignore[assignment]
-        for block in folded.blocks:
-            if not isinstance(block, BasicBlock):
-                raise TypeError(type(block))
-            block.conv1 = fuse_conv_bn_eval(block.conv1, block.norm1)
-            block.conv2 = fuse_conv_bn_eval(block.conv2, block.norm2)
-            block.norm1 = block.norm2 = nn.Identity()  # type: ignore[assignment]
-            if isinstance(block.shortcut, nn.Sequential):
-                conv, norm = block.shortcut
-                block.shortcut = fuse_conv_bn_eval(conv, norm)  # type: ignore[arg-type, type-var]
-        self.model = folded
+    Attributes:
+        nodes: Map and scan nodes, in order of computation.
+        means: Sequence with a value per study to the sequence that it is the mean of.
+        outputs: Output of the bundle to its sequence.
+        answer: The sequence that the bundle's rule decides by.
+        reference: Slabs (T, channels, rows, cols) to the same values as the networks compute them
+            in PyTorch, with the weights that they were trained to.
+    """
 
-    def forward(self, slab: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, planes, H, W) to features, raw attention of the PE class and stage-1 logit."""
-        features = self.model.encode(slab)
-        head = self.model.head
-        maps = functional.conv2d(features, head.weight[:, :, None, None], head.bias)
-        means = maps.mean(dim=(2, 3))
-        logit = means[:, PE : PE + 1] - means[:, NO_PE : NO_PE + 1]
-        return features, maps[:, PE : PE + 1], logit
-
-
-class ProjectionGraph(nn.Module):
-    """Norm and pool that end the layer before, and the input projection of a ConvLSTM."""
-
-    def __init__(self, project: nn.Conv2d, norm: SequenceNorm | None, *, pool: bool) -> None:
-        """Keep the modules."""
-        super().__init__()
-        self.norm = norm or nn.Identity()
-        self.pool = pool
-        self.project = project
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, 4 * filters, H or H/2, W or W/2)."""
-        x = self.norm(x)
-        if self.pool:
-            x = functional.max_pool2d(x, 2)
-        y: Tensor = self.project(x)
-        return y
+    nodes: list[GraphNode]
+    means: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str]
+    answer: str
+    reference: Callable[[Array], Array]
 
 
 class ScanGraph(nn.Module):
-    """One slab through the recurrence of a ConvLSTM."""
+    """One slab through a recurrence: ``cell(x, h, c)`` to the next hidden and cell states."""
 
-    def __init__(self, cell: ConvLstmCell) -> None:
+    def __init__(self, cell: nn.Module) -> None:
         """Keep the cell."""
         super().__init__()
         self.cell = cell
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates (1, 4 * filters, H, W) and states to output, next hidden and next cell state."""
+        """Gates and states to output, next hidden and next cell state; first axes are 1."""
         h_next, c_next = self.cell(x, h, c)
         return h_next.clone(), h_next, c_next
-
-
-class ScoreGraph(nn.Module):
-    """Last norm, pool and dense layer, slab by slab: the mean over slabs commutes with it."""
-
-    def __init__(self, norm: SequenceNorm, dense: nn.Linear) -> None:
-        """Keep the modules."""
-        super().__init__()
-        self.norm = norm
-        self.dense = dense
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, filters, H, W) to (N, 1)."""
-        y: Tensor = self.dense(functional.max_pool2d(self.norm(x), 2).flatten(1))
-        return y
-
-
-def encoder_node(stage1: SlabClassifier, size: int) -> GraphNode:
-    """The map that turns slabs of ``size`` rows and columns into features; ``stage1`` is copied."""
-    return GraphNode(
-        name="encoder",
-        kind="map",
-        module=EncoderGraph(stage1),
-        inputs={"slab": SLAB},
-        outputs={"features": "features", "attention": "attention", "stage1_logit": "stage1_logit"},
-        shapes={"slab": (stage1.in_channels, size, size)},
-    )
-
-
-def graph_nodes(stage1: SlabClassifier, stage2: StudyNet, size: int) -> list[GraphNode]:
-    """The map and scan nodes of the PE system, in order of computation.
-
-    Args:
-        stage1: Encoder; copied.
-        stage2: Recurrent net over its features; copied.
-        size: Rows and columns of a slab.
-    """
-    net = copy.deepcopy(stage2).eval().float()
-    first, second = net.filters
-    cells = size // TOTAL_STRIDE
-    half = cells // 2
-    nodes = [encoder_node(stage1, size)]
-
-    def recurrent(
-        layer: str, source: str, norm: SequenceNorm | None, channels: int, side: int, *, pool: bool
-    ) -> None:
-        lstm = getattr(net, layer)
-        filters, out = lstm.filters, side // 2 if pool else side
-        nodes.append(
-            GraphNode(
-                name=f"project_{layer}",
-                kind="map",
-                module=ProjectionGraph(lstm.project, norm, pool=pool).eval(),
-                inputs={"x": source},
-                outputs={"y": f"gates_{layer}"},
-                shapes={"x": (channels, side, side)},
-            )
-        )
-        state = (filters, out, out)
-        nodes.append(
-            GraphNode(
-                name=layer,
-                kind="scan",
-                module=ScanGraph(lstm.cell).eval(),
-                inputs={"x": f"gates_{layer}"},
-                outputs={"y": f"hidden_{layer}"},
-                shapes={"x": (4 * filters, out, out), "h": state, "c": state},
-                direction="down" if lstm.downwards else "up",
-                states={"h": "h_next", "c": "c_next"},
-                precision="mixed",
-            )
-        )
-
-    recurrent("down1", "features", None, stage1.feature_channels, cells, pool=False)
-    recurrent("up1", "hidden_down1", net.norm_down1, first, cells, pool=False)
-    recurrent("down2", "hidden_up1", net.norm_up1, first, cells, pool=True)
-    recurrent("up2", "hidden_down2", net.norm_down2, second, half, pool=False)
-    nodes.append(
-        GraphNode(
-            name="score",
-            kind="map",
-            module=ScoreGraph(net.norm_up2, net.dense).eval(),
-            inputs={"x": "hidden_up2"},
-            outputs={"y": "score"},
-            shapes={"x": (second, half, half)},
-        )
-    )
-    return nodes
 
 
 @torch.no_grad()

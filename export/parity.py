@@ -2,11 +2,11 @@
 
 Three questions, each with a number of its own:
 
-- Do the nodes, put together as the study program says, make the two networks? Asked of the nodes'
+- Do the nodes, put together as the study program says, make the networks? Asked of the nodes'
   PyTorch modules before anything is rounded (`assembly_differences`).
 - Does every graph compute what the module of its node computes? Both with weights rounded to
   float16.
-- What does the rounding do to a study's logit?
+- What does the rounding do to the logits that decide: of the study, or of its slabs?
 
 Graphs run on the product's own ONNX Runtime engine in float32.
 """
@@ -17,22 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from export.models.stage1 import SlabClassifier
-from export.models.stage2 import StudyNet
-from export.onnx_export import SLAB, GraphNode, example_inputs
+from export.onnx_export import SLAB, Array, GraphNode, StudyGraphs, example_inputs
 from pe_infer.engines.base import EngineOptions, Session, select
 
 NODE_TOLERANCE = 1e-3
-STUDY_TOLERANCE = 1e-3  # of a study logit
-ROUNDING_TOLERANCE = 0.04  # of a study logit: at most 0.01 in uncalibrated probability
+STUDY_TOLERANCE = 1e-3  # of a logit that decides
+ROUNDING_TOLERANCE = 0.04  # of the same: at most 0.01 in uncalibrated probability
 LENGTHS = (1, 5, 13)  # graphs are traced at 2 slabs
 NODE_COUNTS = (1, 3)
-
-Array = NDArray[np.float32]
-Networks = tuple[SlabClassifier, StudyNet]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +36,9 @@ class ParityReport:
     Attributes:
         nodes: Node to the largest difference of its outputs, over the largest absolute value of
             PyTorch's (at least 1).
-        studies: Number of slabs to the difference of the study logit, graphs against the nodes'
-            modules, both with rounded weights.
-        assembly: The same, the nodes' modules against the two networks, both as trained.
+        studies: Number of slabs to the difference of the logits that decide (of the study, or of
+            its slabs), graphs against the nodes' modules, both with rounded weights.
+        assembly: The same, the nodes' modules against the networks, both as trained.
         rounding: The same, the nodes' modules with rounded weights against the networks as trained.
     """
 
@@ -68,29 +62,25 @@ class ParityReport:
         )
 
 
-def assembly_differences(
-    nodes: Sequence[GraphNode], networks: Networks, slabs: Array
-) -> dict[int, float]:
-    """Number of slabs to the difference of the study logit, nodes against networks.
+def assembly_differences(graphs: StudyGraphs, slabs: Array) -> dict[int, float]:
+    """Number of slabs to the largest difference of the answer, nodes against networks.
 
     Args:
-        nodes: Not rounded for ``ParityReport.assembly``, rounded for ``ParityReport.rounding``.
-        networks: As trained, in evaluation mode.
-        slabs: (T, planes, H, W) a study; its first slabs make the shorter ones.
+        graphs: Not rounded for ``ParityReport.assembly``, rounded for ``ParityReport.rounding``.
+        slabs: (T, channels, H, W) a study; its first slabs make the shorter ones.
     """
-    stage1, stage2 = networks
-    with torch.inference_mode():
-        features = torch.cat([stage1.encode(torch.from_numpy(s[None])) for s in slabs])
-        return {
-            length: abs(run_modules(nodes, slabs[:length]) - float(stage2(features[None, :length])))
-            for length in _lengths(slabs)
-        }
+    return {
+        length: _largest(
+            sequences_of_modules(graphs, slabs[:length])[graphs.answer],
+            graphs.reference(slabs[:length]),
+        )
+        for length in _lengths(slabs)
+    }
 
 
 def check_parity(
-    nodes: Sequence[GraphNode],
+    graphs: StudyGraphs,
     files: Mapping[str, Path],
-    networks: Networks,
     slabs: Array,
     *,
     assembly: Mapping[int, float],
@@ -98,27 +88,29 @@ def check_parity(
     """Compare graphs with PyTorch in float32 on the CPU.
 
     Args:
-        nodes: With rounded weights, as exported.
+        graphs: With rounded weights, as exported.
         files: Node name to file.
-        networks: As trained, in evaluation mode.
-        slabs: (T, planes, H, W) a study; its first slabs make the shorter ones.
+        slabs: (T, channels, H, W) a study; its first slabs make the shorter ones.
         assembly: `assembly_differences` of the nodes before they were rounded.
 
     Raises:
         EngineError: ONNX Runtime cannot be loaded, or refuses a graph.
     """
-    sessions = open_sessions(nodes, files)
+    sessions = open_sessions(graphs.nodes, files)
     rng = np.random.default_rng(1)
     return ParityReport(
-        nodes={node.name: _node_difference(node, sessions[node.name], rng) for node in nodes},
+        nodes={
+            node.name: _node_difference(node, sessions[node.name], rng) for node in graphs.nodes
+        },
         studies={
-            length: abs(
-                run_graphs(nodes, sessions, slabs[:length]) - run_modules(nodes, slabs[:length])
+            length: _largest(
+                sequences_of_graphs(graphs, sessions, slabs[:length])[graphs.answer],
+                sequences_of_modules(graphs, slabs[:length])[graphs.answer],
             )
             for length in _lengths(slabs)
         },
         assembly=dict(assembly),
-        rounding=assembly_differences(nodes, networks, slabs),
+        rounding=assembly_differences(graphs, slabs),
     )
 
 
@@ -136,37 +128,34 @@ def open_sessions(nodes: Sequence[GraphNode], files: Mapping[str, Path]) -> dict
     }
 
 
-def run_graphs(nodes: Sequence[GraphNode], sessions: Mapping[str, Session], slabs: Array) -> float:
-    """Study logit of slabs (T, planes, H, W) through the graphs."""
+def sequences_of_graphs(
+    graphs: StudyGraphs, sessions: Mapping[str, Session], slabs: Array
+) -> dict[str, Array]:
+    """Every sequence that the graphs make of slabs (T, channels, H, W), float32."""
 
     def call(node: GraphNode, values: list[Array]) -> list[Array]:
         return _run_graph(node, sessions[node.name], values)
 
-    return float(_run(nodes, slabs, call)["score"].mean())
+    return _run(graphs, slabs, call)
 
 
-def run_modules(nodes: Sequence[GraphNode], slabs: Array) -> float:
-    """Study logit of slabs (T, planes, H, W) through the PyTorch modules of the nodes."""
-    return float(sequences_of_modules(nodes, slabs)["score"].mean())
-
-
-def sequences_of_modules(nodes: Sequence[GraphNode], slabs: Array) -> dict[str, Array]:
-    """Every sequence that the nodes' PyTorch modules make of slabs (T, planes, H, W), float32."""
+def sequences_of_modules(graphs: StudyGraphs, slabs: Array) -> dict[str, Array]:
+    """Every sequence that the nodes' PyTorch modules make of slabs (T, channels, H, W), float32."""
 
     def call(node: GraphNode, values: list[Array]) -> list[Array]:
         with torch.inference_mode():
             outputs = _tuple(node.module(*(torch.from_numpy(v) for v in values)))
         return [o.numpy() for o in outputs]
 
-    return _run(nodes, slabs, call)
+    return _run(graphs, slabs, call)
 
 
 def _run(
-    nodes: Sequence[GraphNode], slabs: Array, call: Callable[[GraphNode, list[Array]], list[Array]]
+    graphs: StudyGraphs, slabs: Array, call: Callable[[GraphNode, list[Array]], list[Array]]
 ) -> dict[str, Array]:
-    """Every sequence (T, ...), one slab at a time; ``call`` takes and gives tensors of batch 1."""
+    """Every sequence, one slab at a time; ``call`` takes and gives tensors of batch 1."""
     sequences: dict[str, Array] = {SLAB: slabs}
-    for node in nodes:
+    for node in graphs.nodes:
         inputs = [sequences[s] for s in node.inputs.values()]
         count = len(inputs[0])
         if node.kind == "map":
@@ -180,7 +169,13 @@ def _run(
                 states = outputs[len(node.outputs) :]
         for place, sequence in enumerate(node.outputs.values()):
             sequences[sequence] = np.concatenate([s[place] for s in steps])
+    for result, sequence in graphs.means.items():
+        sequences[result] = sequences[sequence].mean(axis=0, keepdims=True)
     return sequences
+
+
+def _largest(values: Array, expected: Array) -> float:
+    return float(np.abs(values - expected).max())
 
 
 def _node_difference(node: GraphNode, session: Session, rng: np.random.Generator) -> float:

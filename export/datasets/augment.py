@@ -4,18 +4,20 @@ The list and its strengths are [ours].
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
 SOFT_TISSUE_HU = 60.0  # contrast agent shows above this
 
 
-@dataclass(frozen=True, kw_only=True)
-class Strengths:
-    """How strongly slabs are changed; zero turns a step off."""
+class Strengths(BaseModel):
+    """How strongly slabs are changed; zero turns a step off. The defaults are for chests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     gain_log_sd: float = 0.35
     shift_hu_sd: float = 10.0
@@ -40,6 +42,12 @@ OFF = Strengths(
     warp_share=0.0,
     no_contrast_share=0.0,
 )
+
+
+def slab_of(hu: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
+    """HU (planes, H, W) to a slab (planes * windows, H, W), window fastest, as the grid does."""
+    channels = [windowed(hu, low, high) for low, high in windows]
+    return torch.stack(channels, dim=1).flatten(0, 1)
 
 
 def windowed(hu: Tensor, low_hu: float, high_hu: float) -> Tensor:

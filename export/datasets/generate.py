@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.progress import track
 
 from export.command_line import ConfigOption, PhantomOption, reported
+from export.datasets.phantoms import Phantoms, SyntheticStudy, open_phantoms
 from export.datasets.store import StoredStudy, StudyRecord, study_name, write_study
 from export.training.config import DataSettings, load_settings
 from pe_infer import preprocess
 from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import PatientGrid
-from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
 
 HU_RANGE = (-1024, 3071)
-MASK_THRESHOLD = 500.0  # of `PhantomStudy.mask_slices`, 1000 within emboli: half of a voxel
+MASK_THRESHOLD = 500.0  # of `SyntheticStudy.mask_slices`: half of a voxel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class GriddedStudy:
     Attributes:
         positions_um: (planes,) ascending.
         hu: (planes, rows, cols) float32.
-        mask: (planes, rows, cols) clot.
+        mask: (planes, rows, cols) truth.
         slab_planes: Index of the middle plane of every slab that passes the gate.
     """
 
@@ -47,7 +47,7 @@ class GriddedStudy:
     slab_planes: list[int]
 
 
-def to_grid(study: PhantomStudy, grid: PatientGrid) -> GriddedStudy:
+def to_grid(study: SyntheticStudy, grid: PatientGrid) -> GriddedStudy:
     """Bring a phantom and its truth to the grid with the product's preprocessing.
 
     Raises:
@@ -65,7 +65,7 @@ def to_grid(study: PhantomStudy, grid: PatientGrid) -> GriddedStudy:
     return GriddedStudy(positions, hu, mask, slab_planes)
 
 
-def store_pair(store: Path, seed: int, grid: PatientGrid, config: PhantomConfig) -> int:
+def store_pair(store: Path, seed: int, grid: PatientGrid, phantoms: Phantoms) -> int:
     """Make one pair and store it, unless it is there; returns its seed.
 
     Raises:
@@ -76,13 +76,13 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, config: PhantomConfig)
     if all((folder / "study.json").exists() for folder in folders):
         for folder in folders:
             made = str(StoredStudy(folder).record.phantom.get("configuration"))
-            if made != config.digest():
+            if made != phantoms.digest():
                 raise ConfigurationError(
                     f"{folder} was made with phantom configuration {made[:12]}, now "
-                    f"{config.digest()[:12]}: name another --out"
+                    f"{phantoms.digest()[:12]}: name another --out"
                 )
         return seed
-    for study in generate_pair(seed, config):
+    for study in phantoms.pair(seed):
         gridded = to_grid(study, grid)
         record = StudyRecord(
             seed=seed,
@@ -92,9 +92,8 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, config: PhantomConfig)
             clot_pixels=[int(c) for c in gridded.mask.sum(axis=(1, 2))],
             preprocessing_version=preprocess.VERSION,
             phantom={
-                "configuration": config.digest(),
-                "emboli": [dataclasses.asdict(e) for e in study.emboli],
-                "parameters": study.parameters,
+                "configuration": phantoms.digest(),
+                **phantoms.facts(study),
             },
         )
         hu = np.clip(np.rint(gridded.hu), *HU_RANGE).astype(np.int16)
@@ -114,11 +113,11 @@ def main(
     console = Console()
     with reported(console):
         settings = load_settings(config, DataSettings)
-        phantom_config = PhantomConfig.load(phantom) if phantom else DEFAULT
+        phantoms = open_phantoms(settings.phantom, phantom)
         seeds = list(getattr(settings, split).seeds)[:pairs]
         grid = settings.grid.to_grid()
         with ProcessPoolExecutor(workers) as pool:
-            jobs = [pool.submit(store_pair, out, seed, grid, phantom_config) for seed in seeds]
+            jobs = [pool.submit(store_pair, out, seed, grid, phantoms) for seed in seeds]
             try:
                 for job in track(jobs, f"{split} pairs", console=console):
                     job.result()

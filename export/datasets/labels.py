@@ -14,20 +14,26 @@ UNSURE = -100  # class of a slab that is neither positive nor negative
 Label = Literal["positive", "negative", "dropped"]
 
 
-def slab_label(clot_pixels: NDArray[np.int64], middle: int, planes_per_slab: int) -> Label:
+def slab_label(
+    clot_pixels: NDArray[np.int64],
+    middle: int,
+    planes_per_slab: int,
+    min_pixels: int = MIN_CLOT_PIXELS,
+) -> Label:
     """Label of one slab.
 
     Args:
         clot_pixels: (planes,) number of clot pixels of every plane of the study.
         middle: Index of the middle plane of the slab.
         planes_per_slab: Planes of a slab.
+        min_pixels: What makes a slab positive.
 
     Returns:
-        ``"positive"`` if the middle plane has at least ``MIN_CLOT_PIXELS``, ``"negative"`` if all
+        ``"positive"`` if the middle plane has at least ``min_pixels``, ``"negative"`` if all
         planes of the slab are clean, otherwise ``"dropped"``.
     """
     half = planes_per_slab // 2
-    if clot_pixels[middle] >= MIN_CLOT_PIXELS:
+    if clot_pixels[middle] >= min_pixels:
         return "positive"
     if not clot_pixels[middle - half : middle + half + 1].any():
         return "negative"
@@ -40,6 +46,12 @@ def cell_counts(mask: NDArray[np.bool_], stride: int = TOTAL_STRIDE) -> NDArray[
     blocks = mask.reshape(*lead, rows // stride, stride, cols // stride, stride)
     counts: NDArray[np.int64] = blocks.sum(axis=(-3, -1), dtype=np.int64)
     return counts
+
+
+def plane_target(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Target and weight of every pixel: the middle plane of (planes, H, W), and ones."""
+    target = mask[mask.shape[0] // 2].astype(np.float32)
+    return target, np.ones_like(target)
 
 
 def attention_target(

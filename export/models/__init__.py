@@ -1,6 +1,19 @@
-"""The two networks of Shi et al. (MIDL 2020, arXiv 2006.00074) in PyTorch."""
+"""The networks of Shi et al. (MIDL 2020) and of RADnet (arXiv 1710.04934) in PyTorch."""
 
-from export.models.stage1 import SlabClassifier, Stage1Output, channels_last, widened
+from export.models.base import SlabNetwork, SlabOutput, channels_last
+from export.models.radnet import SliceClassifier, SliceContext
+from export.models.stage1 import SlabClassifier, Stage1Output, widened
 from export.models.stage2 import ConvLstm, StudyNet
 
-__all__ = ["ConvLstm", "SlabClassifier", "Stage1Output", "StudyNet", "channels_last", "widened"]
+__all__ = [
+    "ConvLstm",
+    "SlabClassifier",
+    "SlabNetwork",
+    "SlabOutput",
+    "SliceClassifier",
+    "SliceContext",
+    "Stage1Output",
+    "StudyNet",
+    "channels_last",
+    "widened",
+]

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from export.models.base import SlabNetwork
+
 STAGE_CHANNELS = (64, 128, 256, 512)
 STAGE_STRIDES = (1, 2, 2, 2)
 BLOCKS_PER_STAGE = 2
@@ -71,7 +73,7 @@ class BasicBlock(nn.Module):
         return functional.relu(y + self.shortcut(x))
 
 
-class SlabClassifier(nn.Module):
+class SlabClassifier(SlabNetwork):
     """ResNet-18 at total stride 16 with a class activation map.
 
     Args:
@@ -127,12 +129,6 @@ class SlabClassifier(nn.Module):
         features = self.encode(slabs)
         maps = self.activation_maps(features)
         return Stage1Output(features, maps[:, PE : PE + 1], maps.mean(dim=(2, 3)))
-
-
-def channels_last(model: SlabClassifier) -> SlabClassifier:
-    """The same model with its weights in the memory format that convolutions on a CPU like best."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
 
 
 def widened(narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:

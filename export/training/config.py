@@ -3,13 +3,15 @@
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from export.datasets.augment import Strengths
+from export.datasets.labels import MIN_CLOT_PIXELS
 from export.models.stage1 import TOTAL_STRIDE
 from pe_infer.errors import ConfigurationError
-from pe_infer.geometry import Gate, PatientGrid, Window
+from pe_infer.geometry import TISSUE_HU, Gate, PatientGrid, Window
 
 
 class Settings(BaseModel):
@@ -31,6 +33,7 @@ class GateSettings(Settings):
     low_hu: float
     high_hu: float
     min_fraction: float
+    enclosed_by_hu: float = TISSUE_HU
 
 
 class GridSettings(Settings):
@@ -42,16 +45,37 @@ class GridSettings(Settings):
     pitch_um: int
     planes_per_slab: int
     slab_step: int
-    window: WindowSettings
+    windows: tuple[WindowSettings, ...]
     gate: GateSettings
     through_plane: Literal["resample", "source"] = "resample"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_window(cls, values: Any) -> Any:
+        """Checkpoints of bundle pe up to 0.2.0 have one ``window``."""
+        if isinstance(values, dict) and "window" in values:
+            return {
+                **{k: v for k, v in values.items() if k != "window"},
+                "windows": [values["window"]],
+            }
+        return values
+
+    @property
+    def window_bounds(self) -> list[tuple[float, float]]:
+        """Low and high HU of every window."""
+        return [(window.low_hu, window.high_hu) for window in self.windows]
+
+    @property
+    def channels(self) -> int:
+        """Channels of a slab."""
+        return self.planes_per_slab * len(self.windows)
+
     def to_grid(self) -> PatientGrid:
         """The value that preprocessing takes."""
-        fields = self.model_dump(exclude={"window", "gate"})
+        fields = self.model_dump(exclude={"windows", "gate"})
         return PatientGrid(
             **fields,
-            windows=(Window(**self.window.model_dump()),),
+            windows=tuple(Window(**window.model_dump()) for window in self.windows),
             gate=Gate(**self.gate.model_dump()),
         )
 
@@ -69,10 +93,22 @@ class SplitSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Which synthetic studies are made, and the grid they are brought to."""
+    """Which synthetic studies are made, and the grid they are brought to.
+
+    Attributes:
+        name: For the record.
+        phantom: What they are made with: a key of ``export.datasets.phantoms.PHANTOMS``.
+        grid: Their planes.
+        min_pixels: A slab is positive if its middle plane shows at least as much of the finding.
+        train: Trained on.
+        validation: Chosen on.
+        test: Held back.
+    """
 
     name: str
+    phantom: str = "chest"
     grid: GridSettings
+    min_pixels: int = Field(default=MIN_CLOT_PIXELS, ge=1)
     train: SplitSettings
     validation: SplitSettings
     test: SplitSettings
@@ -117,7 +153,7 @@ class DataSettings(Settings):
 
 
 class Stage1Loss(Settings):
-    """Weights of the stage-1 loss; the paper's own loss is 1, 1, 0."""
+    """Weights of the stage-1 loss; that of Shi et al. is 1, 1, 0."""
 
     cross_entropy: float = 1.0
     dice: float = 1.0
@@ -185,6 +221,7 @@ class Stage1Settings(Settings):
     """Everything that decides a stage-1 run apart from the data.
 
     Attributes:
+        system: What is trained: a key of ``export.systems.registry.SYSTEMS``.
         seed: Of the weights and of the batches.
         data: File with the data settings, relative to the settings' own folder.
         phase: Phases in order; their widths never shrink.
@@ -195,8 +232,10 @@ class Stage1Settings(Settings):
         checkpoint_minutes: Minutes between checkpoints.
         validation_pairs: Pairs that are validated on, from the first seed of the split on.
         compile: Whether to use ``torch.compile``.
+        augment: Strengths of the augmentation.
     """
 
+    system: str = "shi"
     seed: int
     data: str
     phase: tuple[Phase, ...]
@@ -207,6 +246,7 @@ class Stage1Settings(Settings):
     checkpoint_minutes: float = 5.0
     validation_pairs: int = 12
     compile: bool = False
+    augment: Strengths = Strengths()
 
     @model_validator(mode="after")
     def _growing(self) -> "Stage1Settings":
@@ -217,10 +257,11 @@ class Stage1Settings(Settings):
         return self
 
 
-class Stage2Settings(Settings):
-    """Everything that decides a stage-2 run apart from the data and the encoder.
+class StudySettings(Settings):
+    """What decides a stage-2 run of any system, apart from the data and the first stage.
 
     Attributes:
+        system: What is trained: a key of ``export.systems.registry.SYSTEMS``.
         seed: Of the weights, the order of the pairs and every random choice of a step.
         data: File with the data settings, relative to the settings' own folder.
         train_pairs: Pairs that are trained on.
@@ -232,21 +273,15 @@ class Stage2Settings(Settings):
         warmup_steps: Steps up to the highest learning rate.
         weight_decay: Of all weights.
         gradient_clip: Largest norm of the gradient.
-        dropout: Share of the mean vector dropped in training.
-        filters: Of the two blocks.
-        window_slabs: Training uses this many neighbouring slabs of a study, around an embolus for
+        window_slabs: Training uses this many neighbouring slabs of a study, around the finding for
             positives and the same place for their twins, in ``window_share`` of the steps.
         window_share: See ``window_slabs``.
         drop_slab_share: Slabs that are replaced by the one below them.
-        left_right_share: Pairs that are mirrored.
-        norm_steps: After this many steps the batch norms keep their running means: a batch of a few
-            studies says too little about the next one.
-        attention_gain: Start ``down1`` from the class activation map with this gain; 0 starts from
-            noise.
         ema_decay: Of the mean weights, per step.
         checkpoint_minutes: Minutes between checkpoints.
     """
 
+    system: str
     seed: int
     data: str
     train_pairs: int
@@ -258,16 +293,53 @@ class Stage2Settings(Settings):
     warmup_steps: int = 50
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
-    dropout: float = 0.5
-    filters: tuple[int, int] = (48, 96)
     window_slabs: int = 24
     window_share: float = 0.5
     drop_slab_share: float = 0.1
+    ema_decay: float = 0.99
+    checkpoint_minutes: float = 3.0
+
+
+class Stage2Settings(StudySettings):
+    """Stage 2 of Shi et al.
+
+    Attributes:
+        dropout: Share of the mean vector dropped in training.
+        filters: Of the two blocks.
+        left_right_share: Pairs that are mirrored.
+        norm_steps: After this many steps the batch norms keep their running means: a batch of a few
+            studies says too little about the next one.
+        attention_gain: Start ``down1`` from the class activation map with this gain; 0 starts from
+            noise.
+    """
+
+    system: Literal["shi"] = "shi"
+    dropout: float = 0.5
+    filters: tuple[int, int] = (48, 96)
     left_right_share: float = 0.0
     norm_steps: int = 10**9
     attention_gain: float = 0.0
-    ema_decay: float = 0.99
-    checkpoint_minutes: float = 3.0
+
+
+class ContextSettings(StudySettings):
+    """Stage 2 of RADnet.
+
+    Attributes:
+        hidden: Length of the LSTM's hidden state in each direction.
+        dropout: Share of features and hidden states dropped in training.
+        variants: How often every training study is encoded: once as it is, then augmented.
+        augment: Strengths of that augmentation; all slices of a pair are changed alike.
+        consecutive: Positive neighbours that make a study positive, as the bundle's rule has it.
+        study_weight: Weight of the loss of the study's score, beside that of its slices.
+    """
+
+    system: Literal["radnet"] = "radnet"
+    hidden: int = Field(default=64, ge=1)
+    dropout: float = 0.3
+    variants: int = Field(default=3, ge=1)
+    augment: Strengths = Strengths()
+    consecutive: int = Field(default=3, ge=1)
+    study_weight: float = 0.5
 
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -285,15 +357,24 @@ def load_settings(path: Path, kind: type[Kind]) -> Kind:
             values.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return kind.model_validate(values)
+        return kind.model_validate(load_toml(path))
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        raise ConfigurationError(f"{path}: {problems}") from exc
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        ConfigurationError: The file is absent, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigurationError(f"{path}: no such file") from exc
     except tomllib.TOMLDecodeError as exc:
         raise ConfigurationError(f"{path}: not valid TOML: {exc}") from exc
-    except ValidationError as exc:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
-        raise ConfigurationError(f"{path}: {problems}") from exc
 
 
 def load_data_settings(training_config: Path, data: str) -> DataSettings:

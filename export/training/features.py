@@ -12,19 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.datasets.augment import windowed
+from export.datasets.augment import slab_of
 from export.datasets.labels import MIN_CLOT_PIXELS
 from export.datasets.store import StoredStudy, StudyPair
 from export.models.stage1 import SlabClassifier
-from export.onnx_export import encoder_node, export_graph, round_weights
+from export.systems.shi_graphs import encoder_node
 from export.training.config import GridSettings
-from pe_infer.engines import EngineOptions, select
+from export.training.encoder import SlabEncoder
 from pe_infer.errors import ConfigurationError
 
 CACHE_FILE = "cache.json"
@@ -79,7 +80,7 @@ class FeatureCache:
 
 
 class Encoder:
-    """Stage 1 as a bundle has it, on the engine that runs bundles, over slabs of stored studies."""
+    """Stage 1 of Shi et al. over slabs of stored studies."""
 
     def __init__(
         self, model: SlabClassifier, grid: GridSettings, *, threads: int | None = None
@@ -93,24 +94,38 @@ class Encoder:
         """
         self.grid = grid
         self.feature_channels = model.feature_channels
-        node = encoder_node(model, grid.rows)
-        round_weights([node])
-        self._session = (
-            select(options=EngineOptions(threads=threads))
-            .compile(
-                export_graph(node).SerializeToString(), name=node.name, precision=node.precision
-            )
-            .session()
-        )
+        self._encoder = SlabEncoder(encoder_node(model, grid.rows), threads=threads)
 
     def __call__(self, study: StoredStudy, middles: Sequence[int]) -> Tensor:
         """Features (len(middles), C, h, w) float32."""
-        window, parts = self.grid.window, []
+        parts = []
         for middle in middles:
-            hu = study.slab_hu(middle, self.grid.planes_per_slab)[np.newaxis]
-            slab = windowed(torch.from_numpy(hu.astype(np.float32)), window.low_hu, window.high_hu)
-            parts.append(self._session.run({"slab": slab.numpy()})["features"].copy())
+            hu = study.slab_hu(middle, self.grid.planes_per_slab).astype(np.float32)
+            slab = slab_of(torch.from_numpy(hu), self.grid.window_bounds)
+            parts.append(self._encoder(slab.numpy()[np.newaxis])["features"])
         return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
+
+
+def cache_facts(
+    folder: Path, *, stage1_sha256: str, measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What a folder of features says of itself; ``measure`` is asked if it is new.
+
+    Raises:
+        ConfigurationError: The features in the folder come from another stage 1.
+    """
+    path = folder / CACHE_FILE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"stage1_sha256": stage1_sha256, **measure()}))
+    content: dict[str, Any] = json.loads(path.read_text())
+    if content["stage1_sha256"] != stage1_sha256:
+        raise ConfigurationError(
+            f"{path}: these features come from another stage 1 "
+            f"({content['stage1_sha256'][:12]}, now {stage1_sha256[:12]}): "
+            "name another --run, or remove the folder"
+        )
+    return content
 
 
 def open_cache(
@@ -121,27 +136,20 @@ def open_cache(
     Raises:
         ConfigurationError: The features in the folder come from another stage 1.
     """
-    path = folder / CACHE_FILE
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def scale() -> dict[str, Any]:
         highest = torch.zeros(encoder.feature_channels)
         for pair in pairs[:SCALE_PAIRS]:
             features = encoder(pair.positive, pair.positive.record.slab_planes[::3])
             highest = torch.maximum(highest, features.amax(dim=(0, 2, 3)))
-        scale = (highest * HEADROOM / 255).clamp(min=1e-6)
-        path.write_text(json.dumps({"stage1_sha256": stage1_sha256, "scale": scale.tolist()}))
-    content = json.loads(path.read_text())
-    if content["stage1_sha256"] != stage1_sha256:
-        raise ConfigurationError(
-            f"{path}: these features come from another stage 1 "
-            f"({content['stage1_sha256'][:12]}, now {stage1_sha256[:12]}): "
-            "name another --run, or remove the folder"
-        )
+        return {"scale": (highest * HEADROOM / 255).clamp(min=1e-6).tolist()}
+
+    content = cache_facts(folder, stage1_sha256=stage1_sha256, measure=scale)
     return FeatureCache(folder, torch.tensor(content["scale"]))
 
 
 def cache_pair(
-    cache: FeatureCache, encoder: Encoder, pair: StudyPair
+    cache: FeatureCache, encoder: Encoder, pair: StudyPair, *, min_pixels: int = MIN_CLOT_PIXELS
 ) -> tuple[StudyFeatures, StudyFeatures]:
     """Features of the positive and the negative study of a pair, encoded unless they are there.
 
@@ -149,7 +157,7 @@ def cache_pair(
     """
     record = pair.positive.record
     positives = tuple(
-        i for i, m in enumerate(record.slab_planes) if record.clot_pixels[m] >= MIN_CLOT_PIXELS
+        i for i, m in enumerate(record.slab_planes) if record.clot_pixels[m] >= min_pixels
     )
     found = [
         StudyFeatures(cache.folder / s.folder.name, pair.seed, p, positives)

@@ -1,8 +1,11 @@
-"""Losses of stage 1.
+"""Losses of stage 1: classification, Dice, and a focal loss on dense logits.
 
-Cross-entropy and Dice at 1 : 1 are the paper's [slides]; a focal loss on the un-normalised class
+Shi et al.: cross-entropy and Dice at 1 : 1 [slides]; the focal loss on the un-normalised class
 activation map against the down-sampled mask is added [ours]: with few studies it is what teaches
 the network where to look.
+
+RADnet: cross-entropy of the slice, and a pixel-wise loss of every branch added to it [memory]; Dice
+and the focal loss, with these weights, are [ours].
 """
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.datasets.labels import UNSURE
+from export.models.radnet import SliceOutput
 from export.models.stage1 import PE, Stage1Output
 from export.training.config import Stage1Loss
 
@@ -75,5 +79,36 @@ def stage1_terms(
     positive = (labels == PE).float()  # Dice is about annotated slabs only [ours]
     dice = (per_slab * positive).sum() / positive.sum().clamp(min=1.0)
     focal = dense_focal_loss(output.attention, target, weight, weights.focal_gamma)
+    total = weights.cross_entropy * cross_entropy + weights.dice * dice + weights.focal * focal
+    return Stage1Terms(total, cross_entropy, dice, focal)
+
+
+def slice_terms(
+    output: SliceOutput, labels: Tensor, target: Tensor, weight: Tensor, weights: Stage1Loss
+) -> Stage1Terms:
+    """Loss of a batch of slices; Dice and the focal loss are means over the three branches.
+
+    Args:
+        output: Of the network.
+        labels: (N,) int64, 1 = hemorrhage, 0 = none, ``UNSURE`` = neither: such a slice has no part
+            in cross-entropy and Dice.
+        target: (N, 1, H, W) mask at the size of the image.
+        weight: (N, 1, H, W) weight of every pixel in the focal loss.
+        weights: Weight of every term.
+    """
+    known = (labels != UNSURE).float()
+    plain = functional.binary_cross_entropy_with_logits(
+        output.logits.flatten(), (labels == 1).float(), reduction="none"
+    )
+    cross_entropy = (plain * known).sum() / known.sum().clamp(min=1.0)
+    branches = output.masks.unbind(dim=1)
+    per_slice = torch.stack(
+        [_dice(torch.sigmoid(b[:, None]), target).flatten() for b in branches]
+    ).mean(dim=0)
+    positive = (labels == 1).float()
+    dice = (per_slice * positive).sum() / positive.sum().clamp(min=1.0)
+    focal = torch.stack(
+        [dense_focal_loss(b[:, None], target, weight, weights.focal_gamma) for b in branches]
+    ).mean()
     total = weights.cross_entropy * cross_entropy + weights.dice * dice + weights.focal * focal
     return Stage1Terms(total, cross_entropy, dice, focal)

@@ -6,7 +6,7 @@ nothing else: a resumed run sees the same batches.
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.datasets.augment import OFF, Strengths, augmented, windowed
-from export.datasets.labels import UNSURE, attention_target, slab_label
+from export.datasets.augment import OFF, Strengths, augmented, slab_of
+from export.datasets.labels import MIN_CLOT_PIXELS, UNSURE, attention_target, slab_label
 from export.datasets.store import StoredStudy, StudyPair
-from export.models.stage1 import NO_PE, PE
 from export.training.config import GridSettings, Phase
 
 
@@ -56,7 +55,10 @@ class SlabIndex:
     negatives: list[SlabRef]
 
 
-CLASSES = {"positive": PE, "negative": NO_PE, "dropped": UNSURE}
+CLASSES = {"positive": 1, "negative": 0, "dropped": UNSURE}
+
+Targets = Callable[[NDArray[np.bool_]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""(planes, H, W) mask of a slab to target and weight of every cell (``export.datasets.labels``)."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Sample:
     """One crop of a slab with what should be learnt from it.
 
     Attributes:
-        slab: (planes, H, W) float32 in [0, 1].
-        label: 1 = PE, 0 = none; ``UNSURE`` where the crop shows less clot than a positive slab has.
-        target: (H/16, W/16) float32, down-sampled mask of the middle plane.
-        weight: (H/16, W/16) float32, weight of every cell in the dense loss.
+        slab: (channels, H, W) float32 in [0, 1].
+        label: 1 = positive, 0 = negative; ``UNSURE`` where the crop shows less clot than a positive
+            slab has.
+        target: (h, w) float32, mask of the middle plane, at the size of the dense loss.
+        weight: (h, w) float32, weight of every cell in the dense loss.
     """
 
     slab: Tensor
@@ -81,10 +84,10 @@ class Batch:
     """Tensors of one step.
 
     Attributes:
-        slabs: (N, planes, H, W) float32 in [0, 1].
-        labels: (N,) int64, 1 = PE, 0 = none, or ``UNSURE``.
-        target: (N, 1, H/16, W/16) float32, down-sampled mask of the middle plane.
-        weight: (N, 1, H/16, W/16) float32, weight of every cell in the dense loss.
+        slabs: (N, channels, H, W) float32 in [0, 1].
+        labels: (N,) int64, 1 = positive, 0 = negative, or ``UNSURE``.
+        target: (N, 1, h, w) float32, mask of the middle plane, at the size of the dense loss.
+        weight: (N, 1, h, w) float32, weight of every cell in the dense loss.
     """
 
     slabs: Tensor
@@ -93,7 +96,9 @@ class Batch:
     weight: Tensor
 
 
-def index_slabs(pairs: Sequence[StudyPair], planes_per_slab: int) -> SlabIndex:
+def index_slabs(
+    pairs: Sequence[StudyPair], planes_per_slab: int, min_pixels: int = MIN_CLOT_PIXELS
+) -> SlabIndex:
     """Sort slabs that passed the gate into positives and negatives; doubtful ones are left out."""
     positives: list[SlabRef] = []
     negatives: list[SlabRef] = []
@@ -102,7 +107,7 @@ def index_slabs(pairs: Sequence[StudyPair], planes_per_slab: int) -> SlabIndex:
             record = study.record
             clot = np.asarray(record.clot_pixels, dtype=np.int64)
             for middle in record.slab_planes:
-                label = slab_label(clot, middle, planes_per_slab)
+                label = slab_label(clot, middle, planes_per_slab, min_pixels)
                 ref = SlabRef(pair, record.positive, middle, int(clot[middle]))
                 if label == "positive":
                     positives.append(ref)
@@ -119,6 +124,8 @@ def load_slab(
     crop: int,
     strengths: Strengths,
     generator: torch.Generator,
+    targets: Targets = attention_target,
+    min_pixels: int = MIN_CLOT_PIXELS,
 ) -> Sample:
     """Cut, augment and window one slab.
 
@@ -129,6 +136,8 @@ def load_slab(
         crop: Rows and columns of the crop.
         strengths: Of the augmentation.
         generator: Source of all randomness.
+        targets: Makes target and weight.
+        min_pixels: What makes a slab positive.
     """
     top, left = corner
     rows, cols = slice(top, top + crop), slice(left, left + crop)
@@ -141,7 +150,7 @@ def load_slab(
             ref.study.slab_mask(ref.middle, grid.planes_per_slab)[:, rows, cols]
         )
     clot_pixels = mask.sum(axis=(1, 2), dtype=np.int64)
-    label = slab_label(clot_pixels, grid.planes_per_slab // 2, grid.planes_per_slab)
+    label = slab_label(clot_pixels, grid.planes_per_slab // 2, grid.planes_per_slab, min_pixels)
     changed, moved = augmented(
         torch.from_numpy(hu),
         torch.from_numpy(mask),
@@ -149,18 +158,27 @@ def load_slab(
         generator,
         positive=label != "negative",
     )
-    target, weight = attention_target(moved.numpy())
-    slab = windowed(changed, grid.window.low_hu, grid.window.high_hu)
-    return Sample(slab, CLASSES[label], target, weight)
+    target, weight = targets(moved.numpy())
+    return Sample(slab_of(changed, grid.window_bounds), CLASSES[label], target, weight)
 
 
 class BatchSource:
     """Makes the batch of any step of a phase."""
 
     def __init__(
-        self, index: SlabIndex, grid: GridSettings, phase: Phase, *, seed: int, strengths: Strengths
+        self,
+        index: SlabIndex,
+        grid: GridSettings,
+        phase: Phase,
+        *,
+        seed: int,
+        strengths: Strengths,
+        targets: Targets = attention_target,
+        min_pixels: int = MIN_CLOT_PIXELS,
     ) -> None:
         """Choose the positives of the phase and how often each is drawn."""
+        self._targets = targets
+        self._min_pixels = min_pixels
         self._grid = grid
         self._phase = phase
         self._seed = seed
@@ -195,6 +213,8 @@ class BatchSource:
                 crop=phase.crop,
                 strengths=self._strengths,
                 generator=generator,
+                targets=self._targets,
+                min_pixels=self._min_pixels,
             )
             for ref, corner in chosen
         ]

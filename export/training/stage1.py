@@ -1,11 +1,11 @@
-"""Training of stage 1.
+"""Training of stage 1, of any system.
 
 ``python -m export.training.stage1 --config export/configs/pe-stage1.toml --data DIR --run DIR``
 
 A run is a sequence of phases (see ``export.training.config.Phase``). It can be stopped at any time,
 by ``--minutes`` or by a signal, and goes on with ``--resume`` as if it had never stopped.
 
-The paper trains 100 epochs and keeps the best validation accuracy [slides]. Here a run has a fixed
+Shi et al. train 100 epochs and keeps the best validation accuracy [slides]. Here a run has a fixed
 number of steps, the weights that are used are an exponential mean, and ``best.pt`` has the largest
 sum of AUC, AUC of the attention peak and hits on the validation slabs of its phase [ours].
 """
@@ -32,9 +32,9 @@ from export.command_line import (
     reported,
     stopping,
 )
-from export.datasets.augment import Strengths
 from export.datasets.store import open_pairs
-from export.models.stage1 import SlabClassifier, channels_last, widened
+from export.models.base import SlabNetwork, channels_last
+from export.systems.registry import refuse_other_system, system_of
 from export.training.checkpoint import (
     CsvLog,
     MovingAverage,
@@ -49,7 +49,7 @@ from export.training.config import (
     load_data_settings,
     load_settings,
 )
-from export.training.losses import Stage1Terms, stage1_terms
+from export.training.losses import Stage1Terms
 from export.training.sampling import BatchSource, SlabRef, index_slabs, prefetched
 from export.training.schedule import Stopwatch, learning_rate
 from export.training.validation import SlabScores, choose_slabs, score_slabs
@@ -106,12 +106,17 @@ class Stage1Run:
                 narrower. A run that is resumed has started already: it takes no notice.
 
         Raises:
-            ConfigurationError: ``run`` holds a checkpoint and is not to be resumed, or the other
-                way round; the checkpoint does not fit the settings, or was trained on patients that
-                ``data`` holds back.
+            ConfigurationError: The phases grow and the system cannot; ``run`` holds a checkpoint
+                and is not to be resumed, or the other way round; the checkpoint does not fit the
+                settings, or was trained on patients that ``data`` holds back.
             InputError: A checkpoint cannot be read.
         """
         self.settings = settings
+        self.system = system_of(settings)
+        if not self.system.grows and len({phase.width for phase in settings.phase}) > 1:
+            raise ConfigurationError(
+                f"system {self.system.name!r} cannot grow: give all phases of stage 1 one width"
+            )
         self.data = data
         self.store = store
         self.run = run
@@ -199,6 +204,7 @@ class Stage1Run:
 
     def _start_from(self, path: Path) -> None:
         content = load_checkpoint(path, stage=1)
+        refuse_other_system(content, self.system, path)
         self.data.refuse_mixing(DataSettings.model_validate(content["data"]), str(path))
         weights = content["mean"]
         if content["width"] > self.model.width:
@@ -207,7 +213,7 @@ class Stage1Run:
                 f"{self.model.width}: a network can only grow"
             )
         if content["width"] != self.model.width:
-            weights = widened(weights, self.model.state_dict())
+            weights = self.system.grown(weights, self.model.state_dict())
         self.model.load_state_dict(weights)
         self.mean = MovingAverage(self.model, self.settings.ema_decay)
         self.start = {
@@ -219,6 +225,7 @@ class Stage1Run:
 
     def _restore(self) -> None:
         content = load_checkpoint(self.checkpoint_path, stage=1)
+        refuse_other_system(content, self.system, self.checkpoint_path)
         self.data.refuse_mixing(
             DataSettings.model_validate(content["data"]), str(self.checkpoint_path)
         )
@@ -238,10 +245,9 @@ class Stage1Run:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(content["optimizer"])
 
-    def _new_model(self, width: float, seed: int) -> SlabClassifier:
+    def _new_model(self, width: float, seed: int) -> SlabNetwork:
         torch.manual_seed(seed)
-        model = SlabClassifier(self.data.grid.planes_per_slab, width)
-        return channels_last(model)
+        return channels_last(self.system.slab_network(self.data.grid.channels, width))
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
@@ -258,8 +264,8 @@ class Stage1Run:
         if width != self.model.width:
             wide = self._new_model(width, self.settings.seed + index)
             fresh = wide.state_dict()
-            mean = widened(self.mean.state, fresh)
-            wide.load_state_dict(widened(self.model.state_dict(), fresh))
+            mean = self.system.grown(self.mean.state, fresh)
+            wide.load_state_dict(self.system.grown(self.model.state_dict(), fresh))
             self.model = wide
             self.mean.state = mean
             self.mean.updates = 0
@@ -276,8 +282,16 @@ class Stage1Run:
         pairs = open_pairs(
             self.store, first_seed=split.first_seed, pairs=split.pairs, limit=self.at.pairs
         )
-        index = index_slabs(pairs, self.data.grid.planes_per_slab)
-        source = BatchSource(index, self.data.grid, phase, seed=seed, strengths=Strengths())
+        index = index_slabs(pairs, self.data.grid.planes_per_slab, self.data.min_pixels)
+        source = BatchSource(
+            index,
+            self.data.grid,
+            phase,
+            seed=seed,
+            strengths=self.settings.augment,
+            targets=self.system.targets,
+            min_pixels=self.data.min_pixels,
+        )
         every = self.settings.refresh_steps
         first = self.at.phase_step
         last = min((first // every + 1) * every, phase.steps)
@@ -299,7 +313,7 @@ class Stage1Run:
             self.model.train()
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 output = forward(batch.slabs)
-            terms = stage1_terms(output, batch.labels, batch.target, batch.weight, phase.loss)
+            terms = self.system.terms(output, batch, phase.loss)
             self.optimizer.zero_grad(set_to_none=True)
             terms.total.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
@@ -328,7 +342,7 @@ class Stage1Run:
             pairs = open_pairs(
                 self.store, first_seed=split.first_seed, pairs=split.pairs, limit=limit
             )
-            positives = index_slabs(pairs, grid.planes_per_slab).positives
+            positives = index_slabs(pairs, grid.planes_per_slab, self.data.min_pixels).positives
             self._validation_slabs = choose_slabs(positives, per_pair=5)
         model = self._new_model(self.model.width, self.settings.seed)
         model.load_state_dict(self.mean.state)

@@ -1,7 +1,7 @@
 """Validation of stage 1 on whole slabs: classification, and whether the attention peaks at a clot.
 
-The control is the same measurement on the same places of the patients without emboli: what a prior
-for the hilum earns.
+The control is the same measurement on the same places of the patients without the finding: what a
+prior for its usual places earns.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from export.models.stage1 import SlabClassifier
+from export.models.base import SlabNetwork
 from export.training.config import GridSettings
 from export.training.sampling import SlabRef, whole_slab
 
@@ -71,7 +71,7 @@ def choose_slabs(positives: Sequence[SlabRef], per_pair: int) -> list[SlabRef]:
 
 
 @torch.inference_mode()
-def score_slabs(model: SlabClassifier, refs: Sequence[SlabRef], grid: GridSettings) -> SlabScores:
+def score_slabs(model: SlabNetwork, refs: Sequence[SlabRef], grid: GridSettings) -> SlabScores:
     """Score positive slabs and their twins, hit or control alike; needs at least one slab.
 
     The model is left in evaluation mode.

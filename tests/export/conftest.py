@@ -14,8 +14,9 @@ from export.bundle import DEFAULT_CONFIG, BundleSettings, load_trained, make_bun
 from export.datasets.store import StudyRecord, write_study
 from export.training.config import DataSettings, Stage1Settings, Stage2Settings, load_settings
 from export.training.features import Encoder
+from export.training.shi_studies import FeatureSets, ShiStudies, encode_all
 from export.training.stage1 import Stage1Run
-from export.training.stage2 import FeatureSets, Stage2Run, encode_all, load_stage1
+from export.training.stage2 import Stage2Run, load_stage1
 
 SIZE = 64
 PLANES = 16
@@ -145,7 +146,8 @@ def checkpoints(
     """A checkpoint of each stage."""
     folder = tmp_path_factory.mktemp("stage2")
     stage1 = load_stage1(stage1_checkpoint, data_settings)
-    run = Stage2Run(STAGE2, data_settings, stage1, features, folder, resume=False)
+    task = ShiStudies(STAGE2, stage1, features, SIZE // 16)
+    run = Stage2Run(STAGE2, data_settings, task, folder, resume=False)
     run.train(lambda: False, Console(quiet=True))
     return [folder / "checkpoint.pt", stage1_checkpoint]
 

@@ -21,7 +21,7 @@ from export.bundle import DEFAULT_CONFIG, BundleSettings, load_trained, make_bun
 from export.golden import golden_slabs
 from export.models import SlabClassifier, StudyNet
 from export.models.stage1 import STAGE_CHANNELS, TOTAL_STRIDE
-from export.onnx_export import EncoderGraph
+from export.systems.shi_graphs import EncoderGraph
 from export.training.config import load_settings
 from pe_infer.bundle import Bundle
 from pe_infer.compiled import CompiledProgram

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from export.datasets.generate import store_pair, to_grid
+from export.datasets.phantoms import ChestPhantoms, open_phantoms
 from export.datasets.store import StudyRecord, open_pairs, write_study
 from export.training.config import DataSettings, load_settings
 from export.trivial import NAMES, trivial_scores
@@ -35,7 +36,7 @@ def test_stored_planes_are_what_the_product_makes(
     pair: tuple[PhantomStudy, PhantomStudy], small: PhantomConfig, tmp_path: Path
 ) -> None:
     grid = load_settings(CONFIGS / "pe-data.toml", DataSettings).grid.to_grid()
-    assert store_pair(tmp_path, 4, grid, small) == 4
+    assert store_pair(tmp_path, 4, grid, ChestPhantoms(small)) == 4
     stored = open_pairs(tmp_path, first_seed=4, pairs=1)[0].positive
     slabs = [s for s in preprocess.slabs(pair[1].slices, grid) if not s.gated]
     record = stored.record
@@ -63,9 +64,14 @@ def test_a_store_of_another_phantom_is_refused(
             phantom={"configuration": small.digest()},
         )
         write_study(tmp_path, record, np.zeros((1, 8, 8), np.int16), None)
-    assert store_pair(tmp_path, 4, grid, small) == 4  # it is there
+    assert store_pair(tmp_path, 4, grid, ChestPhantoms(small)) == 4  # it is there
     with pytest.raises(ConfigurationError, match="another --out"):
-        store_pair(tmp_path, 4, grid, DEFAULT)
+        store_pair(tmp_path, 4, grid, open_phantoms("chest", None))
+
+
+def test_unknown_phantoms_are_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="'knee' is none of"):
+        open_phantoms("knee", None)
 
 
 def test_trivial_scores_are_numbers(pair: tuple[PhantomStudy, PhantomStudy]) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from export.models import SlabClassifier, StudyNet
-from export.onnx_export import OPSET, GraphNode, export_graphs, graph_nodes, round_weights
+from export.onnx_export import OPSET, GraphNode, StudyGraphs, export_graphs, round_weights
 from export.parity import STUDY_TOLERANCE, ParityReport, assembly_differences, check_parity
+from export.systems.shi_graphs import study_graphs
 
 SIZE = 64
 LENGTH = 7
@@ -32,11 +33,17 @@ def networks() -> tuple[SlabClassifier, StudyNet]:
 
 
 @pytest.fixture(scope="module")
-def nodes(networks: tuple[SlabClassifier, StudyNet]) -> list[GraphNode]:
-    """Nodes with rounded weights."""
-    made = graph_nodes(*networks, SIZE)
-    round_weights(made)
+def graphs(networks: tuple[SlabClassifier, StudyNet]) -> StudyGraphs:
+    """With rounded weights."""
+    made = study_graphs(*networks, SIZE)
+    round_weights(made.nodes)
     return made
+
+
+@pytest.fixture(scope="module")
+def nodes(graphs: StudyGraphs) -> list[GraphNode]:
+    """Nodes with rounded weights."""
+    return graphs.nodes
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +60,12 @@ def slabs() -> np.ndarray:
 
 def test_graphs_agree_with_pytorch(
     networks: tuple[SlabClassifier, StudyNet],
-    nodes: list[GraphNode],
+    graphs: StudyGraphs,
     files: dict[str, Path],
     slabs: np.ndarray,
 ) -> None:
-    assembly = assembly_differences(graph_nodes(*networks, SIZE), networks, slabs)
-    report = check_parity(nodes, files, networks, slabs, assembly=assembly)
+    assembly = assembly_differences(study_graphs(*networks, SIZE), slabs)
+    report = check_parity(graphs, files, slabs, assembly=assembly)
     assert report.passed
     assert set(report.nodes) == set(files)
     assert max(report.nodes.values()) < 1e-4
@@ -76,15 +83,15 @@ def test_nodes_that_are_put_together_wrongly_are_noticed(
     for layer in (weights.down1, weights.up1, weights.down2, weights.up2):
         torch.nn.init.normal_(layer.cell.recurrent.weight, std=0.3)
     torch.nn.init.normal_(weights.dense.weight, std=1.0)
-    made = graph_nodes(stage1, weights, SIZE)
-    assert max(assembly_differences(made, (stage1, weights), slabs).values()) < STUDY_TOLERANCE
-    for place, node in enumerate(made):
+    made = study_graphs(stage1, weights, SIZE)
+    assert max(assembly_differences(made, slabs).values()) < STUDY_TOLERANCE
+    for place, node in enumerate(made.nodes):
         if node.kind == "scan":
             turned = dataclasses.replace(
                 node, direction="up" if node.direction == "down" else "down"
             )
-            wrong = [*made[:place], turned, *made[place + 1 :]]
-            differences = assembly_differences(wrong, (stage1, weights), slabs)
+            nodes = [*made.nodes[:place], turned, *made.nodes[place + 1 :]]
+            differences = assembly_differences(dataclasses.replace(made, nodes=nodes), slabs)
             assert differences[1] < STUDY_TOLERANCE  # one slab has no direction
             assert differences[LENGTH] > STUDY_TOLERANCE, node.name
 
@@ -104,8 +111,7 @@ def test_one_difference_too_large_passes_nothing(name: str, value: float) -> Non
 
 
 def test_a_graph_that_gives_no_number_does_not_pass(
-    networks: tuple[SlabClassifier, StudyNet],
-    nodes: list[GraphNode],
+    graphs: StudyGraphs,
     files: dict[str, Path],
     slabs: np.ndarray,
     tmp_path: Path,
@@ -115,7 +121,7 @@ def test_a_graph_that_gives_no_number_does_not_pass(
     bias.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), bias.name))
     broken = tmp_path / "score.onnx"
     onnx.save(model, broken)
-    report = check_parity(nodes, {**files, "score": broken}, networks, slabs[:1], assembly={1: 0.0})
+    report = check_parity(graphs, {**files, "score": broken}, slabs[:1], assembly={1: 0.0})
     assert np.isnan(report.nodes["score"])
     assert not report.passed
 

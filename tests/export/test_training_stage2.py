@@ -16,7 +16,9 @@ from export.models import SlabClassifier, StudyNet
 from export.models.stage2 import CANDIDATE, LEVELS
 from export.training.config import DataSettings, Stage2Settings
 from export.training.features import Encoder, open_cache
-from export.training.stage2 import FeatureSets, Stage2Run, _window, encode_all, load_stage1
+from export.training.shi_studies import FeatureSets, ShiStudies, encode_all
+from export.training.stage2 import Stage2Run, load_stage1
+from export.training.study_task import window_start
 from pe_infer.bundle import Bundle
 from pe_infer.errors import ConfigurationError, InputError
 from pe_infer.program import Program
@@ -32,9 +34,8 @@ def train(
 ) -> Stage2Run:
     """Train to the last stop, interrupted at the others."""
     for index, stop in enumerate(stops):
-        run = Stage2Run(
-            settings, data, load_stage1(stage1, data), features, folder, resume=index > 0
-        )
+        task = ShiStudies(settings, load_stage1(stage1, data), features, data.grid.rows // 16)
+        run = Stage2Run(settings, data, task, folder, resume=index > 0)
         run.train(lambda run=run, stop=stop: run.at.step >= stop, Console(quiet=True))
     return run
 
@@ -132,7 +133,7 @@ def test_a_window_of_a_positive_study_holds_an_embolus(features: FeatureSets) ->
     study = features.train[0][0]
     assert study.clot_slabs
     rng = np.random.default_rng(0)
-    firsts = {_window(study, 3, rng) for _ in range(50)}
+    firsts = {window_start(study.slabs, 3, study.clot_slabs, rng) for _ in range(50)}
     assert len(firsts) > 1
     for first in firsts:
         assert 0 <= first <= study.slabs - 3

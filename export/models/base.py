@@ -1,0 +1,50 @@
+"""What every first stage is: slabs to features, a map of where it looked, and a logit."""
+
+from abc import abstractmethod
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+class SlabOutput(Protocol):
+    """What a first stage says of N slabs."""
+
+    @property
+    def features(self) -> Tensor:
+        """(N, ...) what the second stage reads."""
+
+    @property
+    def attention(self) -> Tensor:
+        """(N, 1, h, w) float32 raw activation over the plane."""
+
+    @property
+    def stage1_logit(self) -> Tensor:
+        """(N, 1) float32 logit of the finding in the slab."""
+
+
+class SlabNetwork(nn.Module):
+    """A first stage.
+
+    Attributes:
+        in_channels: Planes of a slab times windows.
+        width: Factor on channel counts.
+        feature_channels: Channels of the features.
+    """
+
+    in_channels: int
+    width: float
+    feature_channels: int
+
+    @abstractmethod
+    def forward(self, slabs: Tensor) -> SlabOutput:
+        """Classify slabs (N, channels, H, W) in [0, 1]."""
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def channels_last(model: Network) -> Network:
+    """The same model with its weights in the memory format that convolutions on a CPU like best."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model

@@ -1,0 +1,1 @@
+"""The systems that can be trained and exported: Shi et al. (PE) and RADnet (hemorrhage)."""

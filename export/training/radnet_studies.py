@@ -1,0 +1,231 @@
+"""Stage 2 of RADnet on pooled features of pairs of studies: what a step sees, and the loss.
+
+Every slice that passed the gate has a label: hemorrhage from ``DataSettings.min_pixels`` on, none
+where it is clean, no part in the loss in between. The loss is the mean cross-entropy of the slices
+[memory], and that of the study's score, which is what the bundle's rule decides by [ours]. Features
+are frozen and few, so that every training study is encoded several times, augmented, all slices of
+a pair alike [ours].
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.datasets.augment import OFF, Strengths, augmented, slab_of
+from export.datasets.labels import UNSURE, slab_label
+from export.datasets.store import StoredStudy, StudyPair
+from export.models.radnet import SliceContext, consecutive_score
+from export.training.config import ContextSettings, DataSettings
+from export.training.encoder import SlabEncoder
+from export.training.features import cache_facts
+from export.training.sampling import CLASSES
+from export.training.study_task import encode_splits, repeated, window_start
+from pe_infer.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class SliceFeatures:
+    """One study as the LSTM sees it.
+
+    Attributes:
+        features: (variants, T, F) float32; the first variant is the study as it is.
+        logits: (variants, T) float32, of the slices by themselves.
+        labels: (T,) 1, 0 or ``UNSURE``.
+        positive: Whether the study shows hemorrhage.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    positive: bool
+
+
+Pair = tuple[SliceFeatures, SliceFeatures]
+
+
+def slice_labels(study: StoredStudy, middles: Sequence[int], data: DataSettings) -> list[int]:
+    """Label of every slice: 1, 0 or ``UNSURE``."""
+    pixels = np.asarray(study.record.clot_pixels, dtype=np.int64)
+    planes = data.grid.planes_per_slab
+    return [CLASSES[slab_label(pixels, m, planes, data.min_pixels)] for m in middles]
+
+
+def encode_pairs(
+    settings: ContextSettings,
+    data: DataSettings,
+    store: Path,
+    folder: Path,
+    encoder: SlabEncoder,
+    console: Console,
+    *,
+    stage1_sha256: str,
+) -> dict[str, list[Pair]]:
+    """Encode every pair that a run needs; what is in the folder already is kept.
+
+    Raises:
+        ConfigurationError: The store has fewer pairs than the settings ask for, or the features in
+            the folder come from another stage 1 or other settings.
+        InputError: The store has none.
+    """
+    made_with = {"variants": settings.variants, "augment": settings.augment.model_dump()}
+    facts = cache_facts(folder, stage1_sha256=stage1_sha256, measure=lambda: made_with)
+    if {key: facts[key] for key in made_with} != json.loads(json.dumps(made_with)):
+        raise ConfigurationError(
+            f"{folder}: these features were made with other variants or another augmentation: "
+            "name another --run, or remove the folder"
+        )
+
+    def encode(split: str, pairs: Sequence[StudyPair], pair: StudyPair) -> Pair:
+        del pairs
+        middles = pair.positive.record.slab_planes  # of both, so that they are of one length
+        strengths = [OFF, *[settings.augment] * (settings.variants - 1)]
+        made = []
+        for study in (pair.positive, pair.negative):
+            path = folder / f"{study.folder.name}.npz"
+            if not path.exists():
+                variants = strengths if split == "train" else [OFF]
+                _save(path, _encoded(encoder, study, middles, variants, data))
+            with np.load(path) as arrays:
+                features, logits = (torch.from_numpy(arrays[n]) for n in ("features", "logits"))
+            labels = torch.tensor(slice_labels(study, middles, data))
+            made.append(SliceFeatures(features, logits, labels, study.record.positive))
+        return made[0], made[1]
+
+    return encode_splits(settings, data, store, encode, console)
+
+
+class RadnetStudies:
+    """The task: see ``export.training.study_task.StudyTask``."""
+
+    def __init__(
+        self, settings: ContextSettings, train: Sequence[Pair], validation: Sequence[Pair]
+    ) -> None:
+        """Take what a run needs; measure the scale of the features.
+
+        Raises:
+            ConfigurationError: A study has fewer slices than the rule counts.
+        """
+        self.settings = settings
+        self.train = train
+        self.validation = validation
+        shortest = min(p.labels.numel() for p, _ in (*train, *validation))
+        if shortest < settings.consecutive:
+            raise ConfigurationError(
+                f"a study has {shortest} slices that passed the gate, the rule counts "
+                f"{settings.consecutive} neighbours: leave the study out, or change the gate"
+            )
+        plain = torch.cat([study.features[0] for pair in train for study in pair])
+        self._mean, self._deviation = plain.mean(dim=0), plain.std(dim=0)
+
+    @property
+    def train_count(self) -> int:
+        """Pairs that are trained on."""
+        return len(self.train)
+
+    @property
+    def in_channels(self) -> int:
+        """Length of a feature vector."""
+        return self._mean.numel()
+
+    def fresh(self) -> SliceContext:
+        """The network, which leaves the slices' logits as they are."""
+        model = SliceContext(self.in_channels, self.settings.hidden, self.settings.dropout)
+        model.scale_to(self._mean, self._deviation)
+        return model
+
+    def train_mode(self, model: nn.Module, step: int) -> None:
+        """It has no norms: the step makes no difference."""
+        del step
+        model.train()
+
+    def loss(
+        self, model: nn.Module, pairs: Sequence[int], rng: np.random.Generator
+    ) -> tuple[Tensor, list[float], list[bool]]:
+        """Mean loss of some pairs, one after the other: they differ in length."""
+        losses: list[Tensor] = []
+        scores: list[float] = []
+        truth: list[bool] = []
+        for index in pairs:
+            features, logits, labels = self._batch(self.train[index], rng)
+            said = model(features, logits)
+            score = consecutive_score(said, self.settings.consecutive)
+            known = labels != UNSURE
+            positive = torch.tensor([1.0, 0.0])
+            losses.append(
+                functional.binary_cross_entropy_with_logits(said[known], labels[known].float())
+                + self.settings.study_weight
+                * functional.binary_cross_entropy_with_logits(score, positive)
+            )
+            scores += score.detach().tolist()
+            truth += [True, False]
+        return torch.stack(losses).mean(), scores, truth
+
+    @torch.inference_mode()
+    def score(self, model: nn.Module) -> tuple[list[float], list[float]]:
+        """Study scores and labels (1 = hemorrhage) of the validation studies."""
+        scores: list[float] = []
+        labels: list[float] = []
+        for pair in self.validation:
+            for study in pair:
+                said = model(study.features[:1], study.logits[:1])
+                scores.append(float(consecutive_score(said, self.settings.consecutive)))
+                labels.append(float(study.positive))
+        return scores, labels
+
+    def _batch(self, pair: Pair, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (2, T, F), logits and labels (2, T) of the same slices of both studies."""
+        s, positive = self.settings, pair[0]
+        slices = positive.labels.numel()
+        least = max(s.window_slabs, s.consecutive)
+        length = min(least, slices) if rng.random() < s.window_share else slices
+        places = torch.nonzero(positive.labels == 1).flatten().tolist()
+        first = window_start(slices, length, places, rng)
+        chosen = repeated(first, length, s.drop_slab_share, rng)
+        variant = int(rng.integers(len(positive.features)))
+        return (
+            torch.stack([study.features[variant][chosen] for study in pair]),
+            torch.stack([study.logits[variant][chosen] for study in pair]),
+            torch.stack([study.labels[chosen] for study in pair]),
+        )
+
+
+def _encoded(
+    encoder: SlabEncoder,
+    study: StoredStudy,
+    middles: Sequence[int],
+    variants: Sequence[Strengths],
+    data: DataSettings,
+) -> dict[str, NDArray[np.float32]]:
+    """Features (variants, T, F) and logits (variants, T)."""
+    grid = data.grid
+    features: list[list[NDArray[np.float32]]] = []
+    logits: list[list[float]] = []
+    for number, strengths in enumerate(variants):
+        outputs = []
+        for middle in middles:
+            # One seed for all slices of both studies of the pair: they are changed alike.
+            generator = torch.Generator().manual_seed(1000 * study.record.seed + number)
+            hu = torch.from_numpy(study.slab_hu(middle, grid.planes_per_slab).astype(np.float32))
+            mask = torch.zeros(hu.shape, dtype=torch.bool)
+            changed, _ = augmented(hu, mask, strengths, generator, positive=True)
+            outputs.append(encoder(slab_of(changed, grid.window_bounds).numpy()[np.newaxis]))
+        features.append([output["features"][0] for output in outputs])
+        logits.append([float(output["logit"][0, 0]) for output in outputs])
+    return {
+        "features": np.array(features, dtype=np.float32),
+        "logits": np.array(logits, dtype=np.float32),
+    }
+
+
+def _save(path: Path, arrays: dict[str, NDArray[np.float32]]) -> None:
+    draft = path.with_suffix(".draft.npz")
+    np.savez(draft, features=arrays["features"], logits=arrays["logits"])
+    draft.rename(path)
