@@ -86,7 +86,7 @@ def _stream(
 
 
 def _print_truth(study: "PhantomStudy", result: StudyResult, console: Console) -> None:
-    from pe_infer.phantom.truth import distance_mm, embolus_voxels_mm  # noqa: PLC0415  SciPy again
+    from pe_infer.phantom.truth import distance_mm, mask_voxels_mm  # noqa: PLC0415  imports SciPy
 
     line = Text(f"truth: {'emboli' if study.positive else 'no emboli'}; ")
     if result.positive is None:
@@ -98,7 +98,7 @@ def _print_truth(study: "PhantomStudy", result: StudyResult, console: Console) -
     console.print(line)
     if not study.positive:
         return
-    voxels = embolus_voxels_mm(study)
+    voxels = mask_voxels_mm(study.slices, study.embolus_mask)
     looked = [
         (slab.probability, slab.position_mm, distance_mm(voxels, slab.attention.peak_mm))
         for slab in result.evidence

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pe_infer.phantom.raster import Capsules
-from pe_infer.phantom.sampling import Draw
-from pe_infer.phantom.shapes import (
+from pe_infer.phantom.chest.shapes import (
     FIRST_VERTEBRA_Z_MM,
     VERTEBRA_PITCH_MM,
     rib_point,
     spine_centre_y,
 )
+from pe_infer.phantom.raster import Capsules
+from pe_infer.phantom.sampling import Draw
 
 _SIDES = (-1, 1)
 

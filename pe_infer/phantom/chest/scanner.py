@@ -4,12 +4,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_infer.phantom.acquisition import Layout, Noise, Streaks, apply_kernel
-from pe_infer.phantom.config import PhantomConfig
-from pe_infer.phantom.frame import Frame
-from pe_infer.phantom.mediastinum import CAVA, smooth
+from pe_infer.phantom.chest.config import PhantomConfig
+from pe_infer.phantom.chest.frame import Frame
+from pe_infer.phantom.chest.mediastinum import CAVA, smooth
+from pe_infer.phantom.chest.tissues import Tissues
 from pe_infer.phantom.raster import F32
 from pe_infer.phantom.sampling import Draw
-from pe_infer.phantom.tissues import Tissues
 
 _PADDING_STORED = -2000
 

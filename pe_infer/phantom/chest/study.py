@@ -8,20 +8,21 @@ from numpy.typing import NDArray
 
 from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
-from pe_infer.phantom.acquisition import Layout, sample_layout, table_background
-from pe_infer.phantom.anatomy import build_anatomy, coarse_lattice
-from pe_infer.phantom.config import DEFAULT, PhantomConfig
-from pe_infer.phantom.emboli import EmbolusPlan, Planner
-from pe_infer.phantom.findings import confusers
-from pe_infer.phantom.frame import Frame, sample_frame
-from pe_infer.phantom.lungs import grow_lungs
-from pe_infer.phantom.mediastinum import central_vessels
+from pe_infer.phantom.acquisition import Layout
+from pe_infer.phantom.chest.anatomy import build_anatomy, coarse_lattice
+from pe_infer.phantom.chest.config import DEFAULT, PhantomConfig
+from pe_infer.phantom.chest.emboli import EmbolusPlan, Planner
+from pe_infer.phantom.chest.findings import confusers
+from pe_infer.phantom.chest.frame import Frame, sample_frame
+from pe_infer.phantom.chest.layout import sample_layout, table_background
+from pe_infer.phantom.chest.lungs import grow_lungs
+from pe_infer.phantom.chest.mediastinum import central_vessels
+from pe_infer.phantom.chest.render import Painted, Painter, Scene
+from pe_infer.phantom.chest.scanner import Scanner
+from pe_infer.phantom.chest.skeleton import build_skeleton
+from pe_infer.phantom.chest.tissues import sample_tissues
 from pe_infer.phantom.raster import Capsules
-from pe_infer.phantom.render import Painted, Painter, Scene
 from pe_infer.phantom.sampling import Draw
-from pe_infer.phantom.scanner import Scanner
-from pe_infer.phantom.skeleton import build_skeleton
-from pe_infer.phantom.tissues import sample_tissues
 
 _COARSE_STEP_MM = 4.0
 _MASK_HU = 1000

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pe_infer.phantom.config import PhantomConfig
-from pe_infer.phantom.frame import Frame
+from pe_infer.phantom.chest.config import PhantomConfig
+from pe_infer.phantom.chest.frame import Frame
+from pe_infer.phantom.chest.shapes import FIRST_VERTEBRA_Z_MM, VERTEBRA_PITCH_MM
 from pe_infer.phantom.raster import F32
 from pe_infer.phantom.sampling import Draw
-from pe_infer.phantom.shapes import FIRST_VERTEBRA_Z_MM, VERTEBRA_PITCH_MM
 
 _BLOOD_ORDER = (
     "muscle_heart",

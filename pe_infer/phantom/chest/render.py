@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pe_infer.phantom.acquisition import Layout
-from pe_infer.phantom.anatomy import Anatomy
-from pe_infer.phantom.emboli import EmbolusPlan
+from pe_infer.phantom.chest.anatomy import Anatomy
+from pe_infer.phantom.chest.emboli import EmbolusPlan
+from pe_infer.phantom.chest.tissues import Tissues
 from pe_infer.phantom.raster import F32, Box, Capsules, Lattice, Upsampler, add_occupancy
-from pe_infer.phantom.tissues import Tissues
 
 _CHUNK_MM = 25.0
 _FINE = ("airway_wall", "airway", "plug", "soft", "vein", "artery")

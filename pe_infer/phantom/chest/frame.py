@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_infer.phantom.config import PhantomConfig
+from pe_infer.phantom.chest.config import PhantomConfig
 from pe_infer.phantom.raster import F32, Capsules
 from pe_infer.phantom.sampling import Draw
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from pe_infer.phantom.anatomy import Anatomy
-from pe_infer.phantom.config import PhantomConfig
-from pe_infer.phantom.frame import Frame
-from pe_infer.phantom.lungs import LungTrees
-from pe_infer.phantom.mediastinum import ARTERY_LEFT, ARTERY_RIGHT, TRACHEA, smooth
+from pe_infer.phantom.chest.anatomy import Anatomy
+from pe_infer.phantom.chest.config import PhantomConfig
+from pe_infer.phantom.chest.frame import Frame
+from pe_infer.phantom.chest.lungs import LungTrees
+from pe_infer.phantom.chest.mediastinum import ARTERY_LEFT, ARTERY_RIGHT, TRACHEA, smooth
 from pe_infer.phantom.raster import Capsules
 from pe_infer.phantom.sampling import Draw
 

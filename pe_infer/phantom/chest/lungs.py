@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_infer.phantom import shapes
-from pe_infer.phantom.config import PhantomConfig
-from pe_infer.phantom.mediastinum import (
+from pe_infer.phantom.chest import shapes
+from pe_infer.phantom.chest.config import PhantomConfig
+from pe_infer.phantom.chest.mediastinum import (
     ARTERY_LEFT,
     ARTERY_RIGHT,
     ARTERY_TRUNCUS,
@@ -15,9 +15,9 @@ from pe_infer.phantom.mediastinum import (
     LEFT_VEINS,
     RIGHT_VEINS,
 )
+from pe_infer.phantom.chest.tree import Root, Tree, airways_beside, grow
 from pe_infer.phantom.raster import F32, Capsules
 from pe_infer.phantom.sampling import Draw
-from pe_infer.phantom.tree import Root, Tree, airways_beside, grow
 
 _LUNG_VOLUME_MM3 = 2.3e6  # one reference lung, to turn a number of end points into a distance
 LOBES = ("right upper", "right middle", "right lower", "left upper", "lingula", "left lower")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from pe_infer.phantom import shapes
-from pe_infer.phantom.config import PhantomConfig
-from pe_infer.phantom.frame import Frame
-from pe_infer.phantom.mediastinum import CentralVessels
+from pe_infer.phantom.chest import shapes
+from pe_infer.phantom.chest.config import PhantomConfig
+from pe_infer.phantom.chest.frame import Frame
+from pe_infer.phantom.chest.mediastinum import CentralVessels
 from pe_infer.phantom.raster import F32, Capsules, Lattice, lower_distance
 from pe_infer.phantom.sampling import Draw
 

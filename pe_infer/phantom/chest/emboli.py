@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_infer.phantom.config import PhantomConfig
-from pe_infer.phantom.frame import Frame
-from pe_infer.phantom.mediastinum import (
+from pe_infer.phantom.chest.config import PhantomConfig
+from pe_infer.phantom.chest.frame import Frame
+from pe_infer.phantom.chest.mediastinum import (
     ARTERY_LEFT,
     ARTERY_RIGHT,
     ARTERY_TRUNCUS,
     ARTERY_TRUNK,
     smooth,
 )
+from pe_infer.phantom.chest.tree import Tree
 from pe_infer.phantom.raster import Capsules
 from pe_infer.phantom.sampling import Draw
-from pe_infer.phantom.tree import Tree
 
 LOBAR_RADIUS_MM = 2.7  # branches of at least this radius count as lobar
 SEGMENTAL_RADIUS_MM = 1.6  # below it an embolus is called subsegmental
