@@ -5,6 +5,7 @@ that it is synthetic; do not use it for images of patients, whose module would b
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pe_infer.geometry import Slice
 
 _IMPLEMENTATION_UID = "2.25.302873563911839166240325786148265410321"
 _CHECK = "Check what the slice says of its series, and the space in the folder."
+_LEAST_TILT_DEGREES = 0.05
 _CHARACTER_SET = "ISO_IR 192"  # UTF-8
 
 
@@ -33,6 +35,7 @@ def write_series(
     study_description: str = "Synthetic CT",
     manufacturer: str = "pe_infer phantom",
     kvp: float | None = 120.0,
+    windows_hu: Sequence[tuple[float, float]] = ((100.0, 700.0),),
 ) -> list[Path]:
     """Write one series, one file per slice, in explicit VR little endian.
 
@@ -48,6 +51,7 @@ def write_series(
         study_description: StudyDescription.
         manufacturer: Manufacturer, where the slices do not say.
         kvp: KVP, peak kilovoltage of the tube; ``None`` writes it empty.
+        windows_hu: WindowCenter and WindowWidth of one or several windows to look through.
 
     Returns:
         The files, ascending position.
@@ -85,6 +89,8 @@ def write_series(
     for number, (path, image) in enumerate(zip(paths, ascending, strict=True), start=1):
         with translated(str(path), "write the image", code=Code.INVALID_ATTRIBUTE, remedy=_CHECK):
             dataset = _image(image, number, seed, kvp)
+            dataset.WindowCenter = _decimals(*(centre for centre, _ in windows_hu))
+            dataset.WindowWidth = _decimals(*(width for _, width in windows_hu))
             dataset.PatientName = patient_name
             dataset.PatientID = patient_id
             dataset.StudyDescription = study_description
@@ -179,6 +185,10 @@ def _add_plane(dataset: Dataset, image: Slice) -> None:
     dataset.SliceThickness = (
         "" if geometry.thickness_mm is None else _decimals(geometry.thickness_mm)[0]
     )
+    tilt = math.degrees(math.atan2(geometry.normal[1], geometry.normal[2]))
+    if abs(tilt) >= _LEAST_TILT_DEGREES:
+        # Positive where the front of the slice lies nearer to the head, as scanners write it.
+        dataset.GantryDetectorTilt = _decimals(round(tilt, 2))[0]
 
 
 def _add_pixels(dataset: Dataset, image: Slice) -> None:
@@ -199,7 +209,6 @@ def _add_pixels(dataset: Dataset, image: Slice) -> None:
         image.rescale_intercept, image.rescale_slope
     )
     dataset.RescaleType = "HU"
-    dataset.WindowCenter, dataset.WindowWidth = "100", "700"
     dataset.add_new(
         "PixelData",
         "OW",

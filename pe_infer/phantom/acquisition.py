@@ -40,12 +40,28 @@ class Layout:
 
     def profile(self, index: int) -> tuple[int, F32]:
         """Return a slice's first sub-plane and the weights from there on (they sum to 1)."""
-        half, step = self.thickness_mm / 2, self.subplane_mm
-        low = (self.z_mm[index] - half - self.first_subplane_mm) / step
-        high = (self.z_mm[index] + half - self.first_subplane_mm) / step
-        planes = np.arange(int(np.floor(low + 0.5 + 1e-6)), int(np.ceil(high - 0.5 - 1e-6)) + 1)
-        weights = np.minimum(planes + 0.5, high) - np.maximum(planes - 0.5, low)
-        return int(planes[0]), np.asarray(weights / weights.sum(), np.float32)
+        return slice_profile(
+            float(self.z_mm[index]), self.thickness_mm, self.first_subplane_mm, self.subplane_mm
+        )
+
+
+def slice_profile(
+    position_mm: float, thickness_mm: float, first_mm: float, step_mm: float
+) -> tuple[int, F32]:
+    """Return the first of the planes that a slice averages, and the weights from there on.
+
+    Args:
+        position_mm: Of the slice.
+        thickness_mm: Width of its profile.
+        first_mm: Position of plane 0.
+        step_mm: Distance of planes.
+    """
+    half = thickness_mm / 2
+    low = (position_mm - half - first_mm) / step_mm
+    high = (position_mm + half - first_mm) / step_mm
+    planes = np.arange(int(np.floor(low + 0.5 + 1e-6)), int(np.ceil(high - 0.5 - 1e-6)) + 1)
+    weights = np.minimum(planes + 0.5, high) - np.maximum(planes - 0.5, low)
+    return int(planes[0]), np.asarray(weights / weights.sum(), np.float32)
 
 
 class Noise:
