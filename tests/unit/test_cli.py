@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from rich.console import Console
 from strategies import REGULAR, body, study
@@ -299,6 +300,31 @@ def test_phantom_writes_dicom_and_truth(cli: Cli, tmp_path: Path) -> None:
     assert truth["positive"]
     assert truth["emboli"]
     report = json.loads(cli("inspect", folder / "dicom", "--json").stdout)
+    assert len(report["series"]) == 1
+
+
+def test_phantom_writes_a_head_with_its_truth(cli: Cli, tmp_path: Path) -> None:
+    done = cli(
+        "phantom",
+        tmp_path,
+        "--anatomy",
+        "head",
+        "--seed",
+        "3",
+        "--slice-spacing",
+        "5",
+        "--positive",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "head-phantom-3-positive"
+    truth = json.loads((folder / "truth.json").read_text())
+    assert truth["positive"]
+    labels = np.load(folder / "mask.npz")["hemorrhage"]
+    assert {truth["labels"][str(n)] for n in np.unique(labels) if n} == {
+        h["kind"] for h in truth["hemorrhages"]
+    }
+    report = json.loads(cli("inspect", folder / "dicom", "--json").stdout)
+    assert report["usable"]
     assert len(report["series"]) == 1
 
 

@@ -163,3 +163,18 @@ def test_simpleitk_reads_what_is_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected)
     assert image.GetSpacing() == pytest.approx((0.703125, 0.703125, 1.25))
     assert image.GetOrigin() == pytest.approx(upright[0].geometry.image_position_mm)
+
+
+def test_tilt_and_windows_are_written(tmp_path: Path) -> None:
+    write_series(phantom(2), tmp_path, windows_hu=((40.0, 80.0), (80.0, 200.0)))
+    dataset = pydicom.dcmread(tmp_path / "00001.dcm")
+    assert float(dataset.GantryDetectorTilt) == pytest.approx(18.5, abs=0.01)
+    assert list(dataset.WindowCenter) == [40, 80]
+    assert list(dataset.WindowWidth) == [80, 200]
+
+
+def test_a_level_gantry_has_no_tilt(tmp_path: Path) -> None:
+    image = phantom(1)[0]
+    level = replace(image, geometry=replace(image.geometry, col_direction=(0.0, 1.0, 0.0)))
+    write_series([level], tmp_path)
+    assert "GantryDetectorTilt" not in pydicom.dcmread(tmp_path / "00001.dcm")

@@ -32,8 +32,8 @@ from pe_infer.phantom.sampling import Draw
 from pe_infer.phantom.truth import mask_voxels_mm
 from pe_infer.series import analyse
 
-CONFIGURATION_DIGEST = "@@"
-PIXEL_DIGEST = "@@"
+CONFIGURATION_DIGEST = "f0afde9a07bfc89a749ffe251452f5ed0490e2057a1ddae894a3b66c8b8a7985"
+PIXEL_DIGEST = "681c1ff330e7e120535b143d0ac5e2e5b298bba8110c466597eb3c0ecb4e8a41"
 SMALL = dataclasses.replace(
     DEFAULT.with_spacing(5.0),
     matrix=128,
@@ -218,7 +218,7 @@ def test_mixed_spacing_is_thin_below_and_thick_above() -> None:
         assert 1 <= (np.abs(np.diff(steps)) > 0.01).sum() <= 2
 
 
-def test_a_tilted_gantry_is_written_as_scanners_write_it(tmp_path: Path) -> None:
+def test_slices_of_a_tilted_gantry_drift_as_real_ones_do() -> None:
     config = dataclasses.replace(SMALL, tilted_probability=1.0, gantry_tilt_degrees=(18.5, 18.5))
     study = generate(4, positive=False, config=config)
     geometry = analyse([s.geometry for s in study.slices])
@@ -229,9 +229,6 @@ def test_a_tilted_gantry_is_written_as_scanners_write_it(tmp_path: Path) -> None
     corners = np.array([s.geometry.image_position_mm for s in study.slices])
     assert np.ptp(corners[:, :2]) == pytest.approx(np.ptp(corners[0, :2]))
     np.testing.assert_allclose(np.diff(corners[:, 2]), 5 / np.cos(np.deg2rad(18.5)), atol=1e-3)
-    write_series(study.slices, tmp_path)
-    text = (tmp_path / "00001.dcm").read_bytes()
-    assert b"18.5" in text
 
 
 def test_a_written_head_is_read_back(

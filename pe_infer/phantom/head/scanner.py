@@ -19,6 +19,7 @@ from pe_infer.phantom.sampling import Draw
 _PADDING_STORED = -2000
 _KEY_MM = 4.0  # artefacts are computed for slices this far apart
 _BONE_HU = 250.0
+_LARGEST_HU = np.float32(35.0)  # of an artefact: scanners correct most of it
 _BAND_HU = 0.0024  # fall of a line integral with the square of its bone, per mm of bone
 
 
@@ -81,7 +82,7 @@ class Scanner:
         for k in np.flatnonzero(brain.any((1, 2))):
             # The scanner's calibration sets the middle right, slice by slice, to a degree.
             fixed[k] -= np.float32(0.85 * np.median(fixed[k][brain[k]]))
-        self._fixed = np.clip(fixed, -150, 150)
+        self._fixed = np.asarray(_LARGEST_HU * np.tanh(fixed / _LARGEST_HU), np.float32)
         noisy = self._streak_rng.standard_normal(thick.shape, dtype=np.float32)
         noisy *= np.exp(0.5 * np.minimum(0.019 * (wet + 1.6 * thick), 7.0))
         lines = engine.reconstruct(noisy)
