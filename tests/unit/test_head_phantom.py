@@ -24,13 +24,13 @@ from pe_infer.phantom.head.brain import sample_shape
 from pe_infer.phantom.head.fields import Fields
 from pe_infer.phantom.head.frame import sample_frame
 from pe_infer.phantom.head.hemorrhage import MASS_TYPES, Planner
-from pe_infer.phantom.head.layout import sample_layout
+from pe_infer.phantom.head.layout import HeadLayout, sample_layout
 from pe_infer.phantom.head.projector import SIDE, projector
 from pe_infer.phantom.head.tissues import sample_tissues
 from pe_infer.phantom.raster import Lattice
 from pe_infer.phantom.sampling import Draw
 from pe_infer.phantom.truth import mask_voxels_mm
-from pe_infer.series import analyse
+from pe_infer.series import analyse, gap_steps
 
 CONFIGURATION_DIGEST = "f0afde9a07bfc89a749ffe251452f5ed0490e2057a1ddae894a3b66c8b8a7985"
 PIXEL_DIGEST = "681c1ff330e7e120535b143d0ac5e2e5b298bba8110c466597eb3c0ecb4e8a41"
@@ -111,6 +111,19 @@ def test_blood_without_mass_effect_changes_nothing_but_its_own_voxels(kind: str)
     far = np.abs(change[~near])
     assert far.mean() < 0.01
     assert far.max() < 25
+
+
+def test_blood_does_not_cover_calcifications() -> None:
+    calcified = {
+        f"{name}_calcification_probability": 1.0 for name in ("choroid", "pineal", "ganglia")
+    }
+    config = dataclasses.replace(only("intraventricular"), **calcified)
+    negative, positive = generate_pair(11, config)
+    inner = ~binary_dilation(~negative.cavity_mask, np.ones((3, 9, 9)))
+    before, after = (np.where(inner, hu(study), 0) for study in (negative, positive))
+    dense = before > 105
+    assert dense.any()
+    assert (after - before)[dense].min() > -8
 
 
 def test_masks_are_as_bright_as_their_blood() -> None:
@@ -197,7 +210,7 @@ def test_sizes_range_from_small_to_large_and_ages_from_acute_to_subacute() -> No
     assert max(ages) > 8
 
 
-def layout(seed: int, config: HeadConfig) -> tuple[float, NDArray[np.float64]]:
+def layout(seed: int, config: HeadConfig) -> HeadLayout:
     draw = Draw(seed)
     frame = sample_frame(draw, config)
     drawn = sample_layout(draw, config, frame)
@@ -206,16 +219,19 @@ def layout(seed: int, config: HeadConfig) -> tuple[float, NDArray[np.float64]]:
         planes = drawn.fine.axis(2)[first : first + len(weights)]
         assert weights.sum() == pytest.approx(1, abs=1e-5)
         assert (planes * weights).sum() == pytest.approx(drawn.w_mm[index], abs=0.4)
-    return drawn.tilt_rad, drawn.w_mm
+    return drawn
 
 
 def test_mixed_spacing_is_thin_below_and_thick_above() -> None:
     config = dataclasses.replace(DEFAULT, mixed_spacing_probability=1.0)
     for seed in range(20):
-        tilt, positions = layout(seed, config)
-        steps = np.diff(positions) * np.cos(tilt)
+        drawn = layout(seed, config)
+        positions = drawn.w_mm * np.cos(drawn.tilt_rad)
+        steps = np.diff(positions)
         assert steps[-1] > 1.25 * steps[0]
         assert 1 <= (np.abs(np.diff(steps)) > 0.01).sum() <= 2
+        microns = [round(1000 * p) for p in positions]
+        assert not any(gap_steps(microns, dict(zip(microns, drawn.thickness_mm, strict=True))))
 
 
 def test_slices_of_a_tilted_gantry_drift_as_real_ones_do() -> None:

@@ -9,6 +9,7 @@ from pe_infer.phantom.head.render import Painter, Scene
 from pe_infer.phantom.raster import F32
 
 _EDEMA_HU = 13.0
+_SOLID_HU = 128.0
 _LEAST_MOVE_MM = 0.05
 
 
@@ -71,7 +72,8 @@ class BloodPainter:
         parts: list[tuple[int, F32]] = []
         free = np.ones_like(hu)  # blood of one bleed does not take the place of another's
         for number, bleed in enumerate(self._bleeds):
-            part = np.asarray(share(bleed, pushed) * free, np.float32)
+            soft = np.clip((_SOLID_HU - hu) / 30, 0, 1)  # calcifications stay
+            part = np.asarray(share(bleed, pushed) * free * soft, np.float32)
             part[part < 0.02] = 0
             if not part.any():
                 continue
