@@ -33,7 +33,7 @@ from pe_infer.phantom.truth import mask_voxels_mm
 from pe_infer.series import analyse, gap_steps
 
 CONFIGURATION_DIGEST = "f0afde9a07bfc89a749ffe251452f5ed0490e2057a1ddae894a3b66c8b8a7985"
-PIXEL_DIGEST = "681c1ff330e7e120535b143d0ac5e2e5b298bba8110c466597eb3c0ecb4e8a41"
+PIXEL_DIGEST = "094c1aa79a504fd6f42cb910474edbfda917775478193a03ec23b4a27c8a5c3a"
 SMALL = dataclasses.replace(
     DEFAULT.with_spacing(5.0),
     matrix=128,

@@ -52,7 +52,7 @@ class Frame:
         moved = np.zeros_like(points)
         for axis in range(3):
             for wave in range(self.wave_mm.shape[1]):
-                angle = points @ self.wave_number[axis, wave] + self.phase[axis, wave]
+                angle = _along(points, self.wave_number[axis, wave]) + self.phase[axis, wave]
                 moved[..., axis] += self.wave_mm[axis, wave] * np.sin(angle)
         return moved
 
@@ -60,7 +60,7 @@ class Frame:
         """Map reference points (..., 3) to gantry coordinates in mm."""
         p = np.asarray(points, np.float32)
         p = (p + self._warp(p)) * np.array(self.scale, np.float32)
-        x, y, z = np.moveaxis(p @ self.rotation.T + np.array(self.shift_mm, np.float32), -1, 0)
+        x, y, z = (_along(p, self.rotation[k]) + np.float32(self.shift_mm[k]) for k in range(3))
         v = y / np.float32(np.cos(self.tilt_rad))
         return np.asarray(np.stack([x, v, z + v * np.float32(np.sin(self.tilt_rad))], -1))
 
@@ -76,10 +76,17 @@ class Frame:
             ),
             -1,
         )
-        p = (p - np.array(self.shift_mm, np.float32)) @ self.rotation
+        p = p - np.array(self.shift_mm, np.float32)
+        p = np.stack([_along(p, self.rotation[:, k]) for k in range(3)], -1)
         p = (p / np.array(self.scale, np.float32)).astype(np.float32)
         p = p - self._warp(p)
         return p[..., 0].copy(), p[..., 1].copy(), p[..., 2].copy()
+
+
+def _along(points: F32, direction: F32) -> F32:
+    """Return scalar products (...) of points (..., 3): no BLAS, whose sums depend on threads."""
+    x, y, z = direction
+    return np.asarray(points[..., 0] * x + points[..., 1] * y + points[..., 2] * z, np.float32)
 
 
 def _rotation(pitch: float, roll: float, yaw: float) -> F32:

@@ -68,7 +68,9 @@ class Scanner:
         targets = np.linspace(layout.w_mm[0], layout.w_mm[-1], count)
         self._keys = np.unique(np.abs(layout.w_mm[:, None] - targets).argmin(0))
         along_v, along_u = self._shares(1), self._shares(0).T
-        small = np.stack([along_v @ (slices[k] + 1000) @ along_u - 1000 for k in self._keys])
+        # Sums of einsum, unlike those of a product of matrices, do not depend on threads.
+        rows = [np.einsum("sv,vu->su", along_v, slices[k] + 1000) for k in self._keys]
+        small = np.stack([np.einsum("sv,vu->su", row, along_u) - 1000 for row in rows])
         pixel = self._small_mm
         bone = np.asarray(np.where(small > _BONE_HU, small, 0) * (pixel / 1000), np.float32)
         water = np.asarray(np.clip(small + 1000, 0, 1100) * (pixel / 1000), np.float32)
