@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import Slice
-from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
+from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair, head
 
 
 class SyntheticStudy(Protocol):
@@ -69,13 +69,42 @@ class ChestPhantoms:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadPhantoms:
+    """Heads with intracranial hemorrhage."""
+
+    config: head.HeadConfig = head.DEFAULT
+
+    def digest(self) -> str:
+        """Of the configuration."""
+        return self.config.digest()
+
+    def pair(self, seed: int) -> tuple[head.HeadStudy, head.HeadStudy]:
+        """Without blood, and with."""
+        return head.generate_pair(seed, self.config)
+
+    def facts(self, study: SyntheticStudy) -> dict[str, Any]:
+        """Hemorrhages and parameters."""
+        if not isinstance(study, head.HeadStudy):
+            raise TypeError(type(study))
+        return {
+            "hemorrhages": [dataclasses.asdict(bleed) for bleed in study.hemorrhages],
+            "tilt_degrees": study.tilt_degrees,
+            "parameters": study.parameters,
+        }
+
+
 def _chests(configuration: Path | None) -> ChestPhantoms:
     return ChestPhantoms(PhantomConfig.load(configuration) if configuration else DEFAULT)
 
 
+def _heads(configuration: Path | None) -> HeadPhantoms:
+    return HeadPhantoms(head.HeadConfig.load(configuration) if configuration else head.DEFAULT)
+
+
 Opener: TypeAlias = Callable[[Path | None], Phantoms]  # of a configuration, or of the default one
 
-PHANTOMS: Final[Mapping[str, Opener]] = {"chest": _chests}
+PHANTOMS: Final[Mapping[str, Opener]] = {"chest": _chests, "head": _heads}
 
 
 def open_phantoms(name: str, configuration: Path | None) -> Phantoms:
