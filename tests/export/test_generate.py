@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from export.datasets.generate import store_pair, to_grid
-from export.datasets.phantoms import ChestPhantoms, open_phantoms
+from export.datasets.phantoms import ChestPhantoms, HeadPhantoms, open_phantoms
 from export.datasets.store import StudyRecord, open_pairs, write_study
 from export.training.config import DataSettings, load_settings
 from export.trivial import NAMES, trivial_scores
 from pe_infer import preprocess
 from pe_infer.errors import ConfigurationError
-from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
+from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair, head
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
 
@@ -47,6 +47,22 @@ def test_stored_planes_are_what_the_product_makes(
     tensor = np.clip((hu - window.low_hu) / (window.high_hu - window.low_hu), 0, 1)
     np.testing.assert_allclose(tensor, slabs[len(slabs) // 2].tensor, atol=0.51 / 1524)
     assert record.phantom["configuration"] == small.digest()
+
+
+def test_heads_are_stored_with_their_blood(tmp_path: Path) -> None:
+    settings = load_settings(CONFIGS / "ich-data.toml", DataSettings)
+    config = dataclasses.replace(
+        head.DEFAULT, matrix=128, pixel_spacing_mm=(1.8, 1.9), slice_spacing_mm=(5.0, 5.0)
+    )
+    store_pair(tmp_path, 1, settings.grid.to_grid(), HeadPhantoms(config))
+    stored = open_pairs(tmp_path, first_seed=1, pairs=1)[0]
+    _, truth = head.generate_pair(1, config)
+    facts = stored.positive.record.phantom
+    assert facts["configuration"] == config.digest() != head.DEFAULT.digest()
+    assert len(facts["hemorrhages"]) == len(truth.hemorrhages) > 0
+    assert sum(stored.positive.record.clot_pixels) > 0
+    assert not any(stored.negative.record.clot_pixels)
+    assert stored.positive.record.slab_planes
 
 
 def test_a_store_of_another_phantom_is_refused(
