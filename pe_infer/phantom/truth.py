@@ -1,4 +1,4 @@
-"""Where the voxels of a mask are, for comparison with what a network says."""
+"""Masks: as slices, and where their voxels are, for comparison with what a network says."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_infer.geometry import Slice, Vector
+
+_MASK_HU = 1000
+
+
+def as_slices(mask: NDArray[np.bool_], slices: Sequence[Slice]) -> tuple[Slice, ...]:
+    """A mask as slices: 1000 HU within it, 0 elsewhere.
+
+    Args:
+        mask: (slices, rows, cols).
+        slices: Of the study, which give the geometry.
+    """
+    return tuple(
+        Slice(
+            pixels=(plane * np.int16(_MASK_HU)).astype(np.int16),
+            geometry=image.geometry,
+            series=image.series,
+            sop_instance_uid=image.sop_instance_uid,
+            source=f"{image.source} mask",
+        )
+        for plane, image in zip(mask, slices, strict=True)
+    )
 
 
 def mask_voxels_mm(slices: Sequence[Slice], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

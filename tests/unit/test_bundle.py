@@ -1,17 +1,16 @@
 """Bundles on disk: what is refused, and what is read."""
 
-import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import toy_bundles as toy
+from altered_bundles import edit_manifest, replace_file
 from onnx import TensorProto, helper, load_model_from_string
 
 from pe_infer import bundle as bundles
@@ -23,8 +22,6 @@ from pe_infer.engines.base import EngineOptions, select
 from pe_infer.errors import BundleError, Code, ConfigurationError
 from pe_infer.onnx_scan import NotOnnxError, declared_names, external_tensors
 
-Edit = Callable[[dict[str, Any]], object]
-
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,20 +32,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(original: Path, tmp_path: Path) -> Path:
     shutil.copytree(original, tmp_path / "toy")
     return tmp_path / "toy"
-
-
-def edit_manifest(folder: Path, edit: Edit) -> None:
-    path = folder / "bundle.json"
-    document = json.loads(path.read_text())
-    edit(document)
-    path.write_text(json.dumps(document))
-
-
-def replace_file(folder: Path, name: str, data: bytes) -> None:
-    """A file with its right sha256, as somebody would who wants it to be loaded."""
-    (folder / name).write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    edit_manifest(folder, lambda d: d["files"][name].update(sha256=digest))
 
 
 def refused(folder: Path, code: Code) -> str:

@@ -1,15 +1,14 @@
 """Precision certificates: what they say, where they are stored, which are refused."""
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import toy_bundles as toy
+from altered_bundles import Edit, edit_manifest, replace_file
 from certificates import certificate_of, flips, half_range
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -20,8 +19,6 @@ from pe_infer.certificate import Certificate, certificate_schema
 from pe_infer.cli.bundles_command import app
 from pe_infer.errors import BundleError, Code
 from pe_infer.half import CONVERSION_VERSION
-
-Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +31,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(original: Path, tmp_path: Path) -> Path:
     shutil.copytree(original, tmp_path / "toy")
     return tmp_path / "toy"
-
-
-def edit_manifest(folder: Path, edit: Edit) -> None:
-    path = folder / "bundle.json"
-    document = json.loads(path.read_text())
-    edit(document)
-    path.write_text(json.dumps(document))
-
-
-def replace_file(folder: Path, name: str, data: bytes) -> None:
-    """A file with its right sha256."""
-    (folder / name).write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    edit_manifest(folder, lambda d: d["files"][name].update(sha256=digest))
 
 
 def refused(folder: Path) -> str:

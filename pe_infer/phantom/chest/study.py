@@ -23,9 +23,9 @@ from pe_infer.phantom.chest.skeleton import build_skeleton
 from pe_infer.phantom.chest.tissues import sample_tissues
 from pe_infer.phantom.raster import Capsules
 from pe_infer.phantom.sampling import Draw
+from pe_infer.phantom.truth import as_slices
 
 _COARSE_STEP_MM = 4.0
-_MASK_HU = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +76,7 @@ class PhantomStudy:
 
     def mask_slices(self) -> tuple[Slice, ...]:
         """Return the mask as slices of the same geometry: 1000 HU within emboli, 0 elsewhere."""
-        return tuple(
-            Slice(
-                pixels=(mask * np.int16(_MASK_HU)).astype(np.int16),
-                geometry=s.geometry,
-                series=s.series,
-                sop_instance_uid=s.sop_instance_uid,
-                source=f"{s.source} mask",
-            )
-            for mask, s in zip(self.embolus_mask, self.slices, strict=True)
-        )
+        return as_slices(self.embolus_mask, self.slices)
 
 
 def generate(seed: int, *, positive: bool, config: PhantomConfig = DEFAULT) -> PhantomStudy:

@@ -23,8 +23,7 @@ from pe_infer.phantom.head.tissues import sample_tissues
 from pe_infer.phantom.head.truth import Hemorrhage, Truth
 from pe_infer.phantom.raster import F32, Box, Lattice, Upsampler
 from pe_infer.phantom.sampling import Draw
-
-_MASK_HU = 1000
+from pe_infer.phantom.truth import as_slices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,16 +62,7 @@ class HeadStudy:
 
     def mask_slices(self) -> tuple[Slice, ...]:
         """Return the mask as slices of the same geometry: 1000 HU within blood, 0 elsewhere."""
-        return tuple(
-            Slice(
-                pixels=(mask * np.int16(_MASK_HU)).astype(np.int16),
-                geometry=s.geometry,
-                series=s.series,
-                sop_instance_uid=s.sop_instance_uid,
-                source=f"{s.source} mask",
-            )
-            for mask, s in zip(self.hemorrhage_mask, self.slices, strict=True)
-        )
+        return as_slices(self.hemorrhage_mask, self.slices)
 
 
 def generate(seed: int, *, positive: bool, config: HeadConfig = DEFAULT) -> HeadStudy:
