@@ -15,8 +15,8 @@ from typing import Final
 
 from benchmarks.radnet import write_radnet
 from pe_infer.bundle import Bundle, shipped
-from pe_infer.gpu_rates import GPUS
-from pe_infer.roofline import (
+from pe_infer.roofline.gpus import GPUS
+from pe_infer.roofline.study import (
     CHEST,
     HEAD,
     Step,

@@ -1,4 +1,4 @@
-"""The onnx package, imported late. The only module that names it; `half` and `graph_cost` use it.
+"""The onnx package, imported late. The only module that names it; `half` and `roofline` use it.
 
 It is not needed to run a bundle, only to build engines and to count what graphs cost.
 """

@@ -1,7 +1,7 @@
 """What a caller waits for, stage by stage, beside what the roofline says.
 
 Every stage is timed from the call until its result is there, launches and waiting included. What is
-computed holds for the GPU's published peak rates (`pe_infer.gpu_rates`), if they are known.
+computed holds for the GPU's published peak rates (`pe_infer.roofline.gpus`), if they are known.
 """
 
 import time
@@ -14,11 +14,11 @@ from pe_infer.cuda.device import DeviceStream
 from pe_infer.cuda.facts import DeviceFacts
 from pe_infer.cuda.preprocess import DeviceSliceResampler, DeviceVolume
 from pe_infer.geometry import Slice
-from pe_infer.gpu_rates import Gpu, gpu_like
 from pe_infer.gpu_selfcheck.report import Latency
 from pe_infer.gpu_selfcheck.subject import Subject, lattice_of
 from pe_infer.manifest import Direction, GraphNode
-from pe_infer.roofline import Step, StudyCost, StudyShape, steps_time
+from pe_infer.roofline.gpus import Gpu, gpu_like
+from pe_infer.roofline.study import Step, StudyCost, StudyShape, steps_time
 
 _SLICE: tuple[str, ...] = ("slice to device", "resample")
 _SLAB: tuple[str, ...] = ("gather slab", "gather gate", "gate plane back")

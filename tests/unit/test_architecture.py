@@ -15,11 +15,11 @@ PACKAGE = ROOT / "pe_infer"
 LAYERS = [
     {"errors"},
     {"pixels"},
-    {"geometry", "result", "machine", "gpu_rates"},
+    {"geometry", "result", "machine"},
     {"series", "lattice", "manifest", "onnx_scan", "onnx_vendor"},
     {"certificate"},
     {"bundle", "scope", "half", "engine_manifest"},
-    {"engine_folder", "graph_cost"},
+    {"engine_folder"},
     {"preprocess", "sequencer", "program"},
     {"cuda"},
     {"engines"},

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import roofline
 from benchmarks.radnet import write_radnet
 from pe_infer.bundle import Bundle, shipped
-from pe_infer.roofline import HEAD, StudyCost, totals
+from pe_infer.roofline.study import HEAD, StudyCost, totals
 
 
 @pytest.fixture(scope="module")

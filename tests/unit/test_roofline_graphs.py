@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pe_infer.bundle import Bundle
 from pe_infer.errors import Code, EngineError
-from pe_infer.graph_cost import GraphCost, graph_cost
 from pe_infer.half import half_graph
 from pe_infer.program import Program
+from pe_infer.roofline.graphs import GraphCost, graph_cost
 
 Shapes = Mapping[str, Sequence[int | str]]
 

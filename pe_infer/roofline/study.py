@@ -20,12 +20,12 @@ from typing import Final, Literal, TypeAlias
 from pe_infer.bundle import Bundle
 from pe_infer.engine_manifest import Compute
 from pe_infer.geometry import PatientGrid
-from pe_infer.gpu_rates import Gpu
-from pe_infer.graph_cost import GraphCost, Kernel, graph_cost
 from pe_infer.half import half_graph
 from pe_infer.lattice import lattice_for
 from pe_infer.manifest import SLAB, Direction, GraphNode, ReduceNode, ScanNode
 from pe_infer.program import FLOAT_BYTES, Program
+from pe_infer.roofline.gpus import Gpu
+from pe_infer.roofline.graphs import GraphCost, Kernel, graph_cost
 
 Bound: TypeAlias = Literal["compute", "memory", "launch", "copy"]
 Kind: TypeAlias = Literal[

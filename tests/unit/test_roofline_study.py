@@ -7,9 +7,9 @@ import pytest
 import toy_bundles as toy
 
 from pe_infer.bundle import Bundle
-from pe_infer.gpu_rates import GPUS, Gpu, gpu_like
-from pe_infer.graph_cost import Kernel
-from pe_infer.roofline import (
+from pe_infer.roofline.gpus import GPUS, Gpu, gpu_like
+from pe_infer.roofline.graphs import Kernel
+from pe_infer.roofline.study import (
     CHEST,
     HEAD,
     Step,
