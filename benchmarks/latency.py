@@ -40,7 +40,7 @@ from pe_infer.conclusion import package_versions
 from pe_infer.dicom import open_series, write_series
 from pe_infer.engines.base import AUTO, cpu_name, installed
 from pe_infer.lattice import lattice_for
-from pe_infer.phantom import DEFAULT, generate
+from pe_infer.phantom.chest import DEFAULT, generate
 from pe_infer.preprocess import SliceResampler
 
 SLICES: Final = 300

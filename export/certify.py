@@ -31,7 +31,7 @@ from pe_infer.certificate import MARGIN, Certificate, graph_hashes, program_dige
 from pe_infer.engines.base import EngineOptions, select
 from pe_infer.errors import Code, InputError
 from pe_infer.half import CONVERSION_VERSION
-from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
+from pe_infer.phantom.chest import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
 
 RECORD_VERSION: Final = 1  # of the files in the work folder
 

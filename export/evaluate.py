@@ -29,7 +29,7 @@ from export.trivial import trivial_scores
 from pe_infer import Detector
 from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid
-from pe_infer.phantom import DEFAULT, Embolus, PhantomConfig, PhantomStudy, generate_pair
+from pe_infer.phantom.chest import DEFAULT, Embolus, PhantomConfig, PhantomStudy, generate_pair
 from pe_infer.result import StudyResult
 
 

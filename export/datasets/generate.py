@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import track
 
 from export.command_line import ConfigOption, PhantomOption, reported
-from export.datasets.phantoms import Phantoms, SyntheticStudy, open_phantoms
 from export.datasets.store import StoredStudy, StudyRecord, study_name, write_study
 from export.training.config import DataSettings, load_settings
 from pe_infer import preprocess
 from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import PatientGrid
+from pe_infer.phantom import Phantom, SyntheticStudy, open_phantom
 
 HU_RANGE = (-1024, 3071)
 MASK_THRESHOLD = 500.0  # of `SyntheticStudy.mask_slices`: half of a voxel
@@ -65,7 +65,7 @@ def to_grid(study: SyntheticStudy, grid: PatientGrid) -> GriddedStudy:
     return GriddedStudy(positions, hu, mask, slab_planes)
 
 
-def store_pair(store: Path, seed: int, grid: PatientGrid, phantoms: Phantoms) -> int:
+def store_pair(store: Path, seed: int, grid: PatientGrid, phantom: Phantom) -> int:
     """Make one pair and store it, unless it is there; returns its seed.
 
     Raises:
@@ -76,13 +76,13 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, phantoms: Phantoms) ->
     if all((folder / "study.json").exists() for folder in folders):
         for folder in folders:
             made = str(StoredStudy(folder).record.phantom.get("configuration"))
-            if made != phantoms.digest():
+            if made != phantom.digest():
                 raise ConfigurationError(
                     f"{folder} was made with phantom configuration {made[:12]}, now "
-                    f"{phantoms.digest()[:12]}: name another --out"
+                    f"{phantom.digest()[:12]}: name another --out"
                 )
         return seed
-    for study in phantoms.pair(seed):
+    for study in phantom.pair(seed):
         gridded = to_grid(study, grid)
         record = StudyRecord(
             seed=seed,
@@ -92,8 +92,8 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, phantoms: Phantoms) ->
             clot_pixels=[int(c) for c in gridded.mask.sum(axis=(1, 2))],
             preprocessing_version=preprocess.VERSION,
             phantom={
-                "configuration": phantoms.digest(),
-                **phantoms.facts(study),
+                "configuration": phantom.digest(),
+                **study.truth(),
             },
         )
         hu = np.clip(np.rint(gridded.hu), *HU_RANGE).astype(np.int16)
@@ -113,11 +113,11 @@ def main(
     console = Console()
     with reported(console):
         settings = load_settings(config, DataSettings)
-        phantoms = open_phantoms(settings.phantom, phantom)
+        made = open_phantom(settings.phantom, phantom)
         seeds = list(getattr(settings, split).seeds)[:pairs]
         grid = settings.grid.to_grid()
         with ProcessPoolExecutor(workers) as pool:
-            jobs = [pool.submit(store_pair, out, seed, grid, phantoms) for seed in seeds]
+            jobs = [pool.submit(store_pair, out, seed, grid, made) for seed in seeds]
             try:
                 for job in track(jobs, f"{split} pairs", console=console):
                     job.result()

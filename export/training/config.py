@@ -97,7 +97,7 @@ class DataSettings(Settings):
 
     Attributes:
         name: For the record.
-        phantom: What they are made with: a key of ``export.datasets.phantoms.PHANTOMS``.
+        phantom: What they are made with: a key of ``pe_infer.phantom.ANATOMIES``.
         grid: Their planes.
         min_pixels: A slab is positive if its middle plane shows at least as much of the finding.
         train: Trained on.

@@ -1,7 +1,6 @@
 """``pe-infer demo``: a synthetic patient at a scanner's pace, and the verdict beside the truth."""
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
@@ -12,15 +11,16 @@ from rich.text import Text
 from pe_infer.cli.layout import open_console, print_table
 from pe_infer.cli.options import BundleOption, EngineOption
 from pe_infer.cli.pacing import paced
+from pe_infer.cli.phantom_command import usual_spacing
 from pe_infer.cli.verdict import NOT_PROCESSED, print_result, slice_meter
 from pe_infer.detector import Detector
 from pe_infer.engines.base import AUTO
 from pe_infer.result import StudyResult
+from pe_infer.synthetic import phantom_for
 
 if TYPE_CHECKING:  # the phantom brings SciPy, which the other commands need not wait for
-    from pe_infer.phantom import PhantomStudy
+    from pe_infer.phantom import Phantom, SyntheticStudy
 
-SLICE_SPACING_MM: Final = 1.0
 NEAR_MM: Final = 10.0
 _SHOWN: Final = 5
 
@@ -40,26 +40,27 @@ def demo_command(
 ) -> None:
     """Stream a phantom study at scanner pace; print the verdict beside the truth, and the latency.
 
-    The exit status is 0 whether the verdict is right or wrong, 10 if the study was not processed.
+    The patient is what the bundle was made for, a chest or a head. The exit status is 0 whether the
+    verdict is right or wrong, 10 if the study was not processed.
     """
-    from pe_infer.phantom import DEFAULT, generate  # noqa: PLC0415  imports SciPy
-
     console = open_console()
     if positive is None:
         positive = bool(np.random.default_rng(seed).integers(2))
     with console.status("loading the bundle and compiling it for this processor ..."):
         detector = Detector(bundle, engine=engine)
     with detector:
-        config = replace(DEFAULT, slice_spacing_mm=(SLICE_SPACING_MM, SLICE_SPACING_MM))
+        manifest = detector.bundle.manifest
         with console.status("making a synthetic patient ..."):
-            study = generate(seed, positive=positive, config=config)
+            phantom = usual_spacing(phantom_for(manifest))
+            study = phantom.generate(seed, positive=positive)
+        low, high = study.slices[0].position_um, study.slices[-1].position_um
         console.print(
-            f"synthetic patient {seed}: {len(study.slices)} slices {SLICE_SPACING_MM:g} mm apart, "
-            f"{len(study.emboli)} emboli"
+            f"synthetic {phantom.anatomy} {seed}: {len(study.slices)} slices over "
+            f"{(high - low) / 1000:.0f} mm, {len(study.lesions)} {phantom.lesion_name}"
         )
         pushes_ms, result = _stream(detector, study, rate, console)
     print_result(result, console)
-    _print_truth(study, result, console)
+    _print_truth(phantom, study, result, console)
     console.print(
         f"push: median {np.median(pushes_ms):.1f} ms, longest {max(pushes_ms):.1f} ms per slice; "
         f"last slice to result: {1000 * result.timings.last_slice_to_result_s:.0f} ms"
@@ -69,7 +70,7 @@ def demo_command(
 
 
 def _stream(
-    detector: Detector, study: "PhantomStudy", slices_per_s: float, console: Console
+    detector: Detector, study: "SyntheticStudy", slices_per_s: float, console: Console
 ) -> tuple[list[float], StudyResult]:
     """Push a study head to feet; how long each push took, and the result."""
     pushes_ms = []
@@ -85,10 +86,12 @@ def _stream(
         return pushes_ms, stream.finish()
 
 
-def _print_truth(study: "PhantomStudy", result: StudyResult, console: Console) -> None:
+def _print_truth(
+    phantom: "Phantom", study: "SyntheticStudy", result: StudyResult, console: Console
+) -> None:
     from pe_infer.phantom.truth import distance_mm, mask_voxels_mm  # noqa: PLC0415  imports SciPy
 
-    line = Text(f"truth: {'emboli' if study.positive else 'no emboli'}; ")
+    line = Text(f"truth: {'' if study.positive else 'no '}{phantom.lesion_name}; ")
     if result.positive is None:
         line.append("there is no verdict", style="bold yellow")
     elif result.positive == study.positive:
@@ -98,7 +101,7 @@ def _print_truth(study: "PhantomStudy", result: StudyResult, console: Console) -
     console.print(line)
     if not study.positive:
         return
-    voxels = mask_voxels_mm(study.slices, study.embolus_mask)
+    voxels = mask_voxels_mm(study.slices, study.lesion_mask)
     looked = [
         (slab.probability, slab.position_mm, distance_mm(voxels, slab.attention.peak_mm))
         for slab in result.evidence
@@ -108,7 +111,7 @@ def _print_truth(study: "PhantomStudy", result: StudyResult, console: Console) -
     if looked:
         print_table(
             console,
-            ("slab", "probability", "attention peak to nearest embolus"),
+            ("slab", "probability", f"attention peak to the nearest of the {phantom.lesion_name}"),
             [
                 (
                     f"{position_mm:.1f} mm",
@@ -124,12 +127,12 @@ def _print_truth(study: "PhantomStudy", result: StudyResult, console: Console) -
         ("place", "kind", "volume", "centre (L, P, H)"),
         [
             (
-                embolus.place,
-                embolus.kind,
-                f"{embolus.volume_mm3:.0f} mm3",
-                "({:.0f}, {:.0f}, {:.0f}) mm".format(*embolus.centre_mm),
+                lesion.place,
+                lesion.kind,
+                f"{lesion.volume_mm3:.0f} mm3",
+                "({:.0f}, {:.0f}, {:.0f}) mm".format(*lesion.centre_mm),
             )
-            for embolus in study.emboli[:_SHOWN]
+            for lesion in study.lesions[:_SHOWN]
         ],
-        title="emboli, largest first",
+        title=f"{phantom.lesion_name}, largest first",
     )

@@ -17,20 +17,25 @@ from pe_infer.gpu_selfcheck.latency import latencies
 from pe_infer.gpu_selfcheck.report import Latency, Measured, Outcome, Report
 from pe_infer.gpu_selfcheck.subject import Counts, Subject, choose_target
 from pe_infer.machine import Machine
+from pe_infer.manifest import Manifest
 from pe_infer.program import Program
+from pe_infer.synthetic import phantom_for
 
-Studies: TypeAlias = Callable[[], Sequence[Sequence[Slice]]]
+Studies: TypeAlias = Callable[[Manifest], Sequence[Sequence[Slice]]]
 Tell: TypeAlias = Callable[[Outcome], None]
 
 _GIBIBYTE = 1 << 30
-_SEEDS = ((7, True), (8, False))  # of phantoms, and whether they have emboli
+_SEEDS = ((7, True), (8, False))  # of phantoms, and whether they are positive
 
 
-def phantom_studies() -> list[list[Slice]]:
-    """Two synthetic patients, one of them with emboli, in ascending position."""
-    from pe_infer.phantom import generate  # noqa: PLC0415 (slow to import)
+def phantom_studies(manifest: Manifest) -> list[list[Slice]]:
+    """Two synthetic patients that a bundle accepts, one of them positive, in ascending position.
 
-    return [list(generate(seed, positive=positive).slices) for seed, positive in _SEEDS]
+    Raises:
+        ConfigurationError: No phantom is what the bundle was made for.
+    """
+    phantom = phantom_for(manifest)
+    return [list(phantom.generate(seed, positive=positive).slices) for seed, positive in _SEEDS]
 
 
 def run_selfcheck(
@@ -45,7 +50,7 @@ def run_selfcheck(
     Args:
         bundles: Names or folders.
         counts: How much to run; ``None``: what ten minutes on an idle GPU allow.
-        studies: Makes what is run; the same for all bundles.
+        studies: Makes what a bundle is run on.
         tell: Told of every check when it is done.
 
     Raises:
@@ -61,12 +66,11 @@ def run_selfcheck(
     loaded = [Bundle.load(bundle) for bundle in bundles]
     outcomes: list[Outcome] = []
     table: list[Latency] = []
-    made = studies()
     with tempfile.TemporaryDirectory(prefix="pe_infer-selfcheck-") as scratch:
         for number, bundle in enumerate(loaded):
             subject = Subject(
                 bundle,
-                made,
+                studies(bundle.manifest),
                 target=target,
                 folder=Path(scratch) / f"engines{number}",
                 counts=counts or Counts(),

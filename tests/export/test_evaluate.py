@@ -12,7 +12,7 @@ from export.trivial import NAMES
 from pe_infer import Detector
 from pe_infer.bundle_check import self_test
 from pe_infer.engines.base import EngineOptions, select
-from pe_infer.phantom import DEFAULT, PhantomConfig
+from pe_infer.phantom.chest import DEFAULT, PhantomConfig
 
 SEED = 5
 

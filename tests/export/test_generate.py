@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from export.datasets.generate import store_pair, to_grid
-from export.datasets.phantoms import ChestPhantoms, HeadPhantoms, open_phantoms
 from export.datasets.store import StudyRecord, open_pairs, write_study
 from export.training.config import DataSettings, load_settings
 from export.trivial import NAMES, trivial_scores
 from pe_infer import preprocess
 from pe_infer.errors import ConfigurationError
-from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate_pair, head
+from pe_infer.phantom import head, open_phantom
+from pe_infer.phantom.chest import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
+from pe_infer.phantom.chest.phantom import ChestPhantom
+from pe_infer.phantom.head.phantom import HeadPhantom
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
 
@@ -36,7 +38,7 @@ def test_stored_planes_are_what_the_product_makes(
     pair: tuple[PhantomStudy, PhantomStudy], small: PhantomConfig, tmp_path: Path
 ) -> None:
     grid = load_settings(CONFIGS / "pe-data.toml", DataSettings).grid.to_grid()
-    assert store_pair(tmp_path, 4, grid, ChestPhantoms(small)) == 4
+    assert store_pair(tmp_path, 4, grid, ChestPhantom(small)) == 4
     stored = open_pairs(tmp_path, first_seed=4, pairs=1)[0].positive
     slabs = [s for s in preprocess.slabs(pair[1].slices, grid) if not s.gated]
     record = stored.record
@@ -54,7 +56,7 @@ def test_heads_are_stored_with_their_blood(tmp_path: Path) -> None:
     config = dataclasses.replace(
         head.DEFAULT, matrix=128, pixel_spacing_mm=(1.8, 1.9), slice_spacing_mm=(5.0, 5.0)
     )
-    store_pair(tmp_path, 1, settings.grid.to_grid(), HeadPhantoms(config))
+    store_pair(tmp_path, 1, settings.grid.to_grid(), HeadPhantom(config))
     stored = open_pairs(tmp_path, first_seed=1, pairs=1)[0]
     _, truth = head.generate_pair(1, config)
     facts = stored.positive.record.phantom
@@ -80,14 +82,14 @@ def test_a_store_of_another_phantom_is_refused(
             phantom={"configuration": small.digest()},
         )
         write_study(tmp_path, record, np.zeros((1, 8, 8), np.int16), None)
-    assert store_pair(tmp_path, 4, grid, ChestPhantoms(small)) == 4  # it is there
+    assert store_pair(tmp_path, 4, grid, ChestPhantom(small)) == 4  # it is there
     with pytest.raises(ConfigurationError, match="another --out"):
-        store_pair(tmp_path, 4, grid, open_phantoms("chest", None))
+        store_pair(tmp_path, 4, grid, open_phantom("chest"))
 
 
 def test_unknown_phantoms_are_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="'knee' is none of"):
-        open_phantoms("knee", None)
+        open_phantom("knee")
 
 
 def test_trivial_scores_are_numbers(pair: tuple[PhantomStudy, PhantomStudy]) -> None:

@@ -28,7 +28,7 @@ LAYERS = [
     {"bundle_check", "conclusion"},
     {"stream"},
     {"dicom", "phantom"},
-    {"detector"},
+    {"detector", "synthetic"},
     {"report", "node", "gpu_selfcheck"},
     {"cli"},
     {"__main__", "schemas"},

@@ -21,7 +21,7 @@ from pe_infer.engines.base import EngineOptions, select
 from pe_infer.errors import ConfigurationError, InputError
 from pe_infer.executor import StudyOutputs
 from pe_infer.manifest import Manifest
-from pe_infer.phantom import DEFAULT, PhantomConfig
+from pe_infer.phantom.chest import DEFAULT, PhantomConfig
 
 RUNTIME = select("onnxruntime", EngineOptions(precision="float32", threads=1))
 COUNT = 12

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from pe_infer import errors, schemas
 from pe_infer.cli import app as command_line
-from pe_infer.cli import demo_command, layout, pacing
+from pe_infer.cli import layout, pacing, phantom_command
 from pe_infer.dicom import write_series
 from pe_infer.geometry import Slice
 from pe_infer.result import result_schema
@@ -295,7 +295,7 @@ def test_doctor_reports_engines_that_cannot_be_loaded(cli: Cli, tmp_path: Path) 
 def test_phantom_writes_dicom_and_truth(cli: Cli, tmp_path: Path) -> None:
     done = cli("phantom", tmp_path, "--seed", "3", "--slice-spacing", "5", "--positive")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "phantom-3-positive"
+    folder = tmp_path / "chest-phantom-3-positive"
     truth = json.loads((folder / "truth.json").read_text())
     assert truth["positive"]
     assert truth["emboli"]
@@ -338,7 +338,7 @@ def test_version_and_help(cli: Cli) -> None:
 
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    monkeypatch.setattr(demo_command, "SLICE_SPACING_MM", 5.0)
+    monkeypatch.setitem(phantom_command.USUAL_SPACING_MM, phantom_command.Anatomy.CHEST, 5.0)
 
     def run(*arguments: object) -> tuple[int, str]:
         done = CliRunner().invoke(

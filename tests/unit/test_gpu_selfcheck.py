@@ -26,6 +26,7 @@ from pe_infer.gpu_selfcheck.checks import distance
 from pe_infer.gpu_selfcheck.report import Measured, Outcome, Report
 from pe_infer.gpu_selfcheck.run import run_selfcheck
 from pe_infer.gpu_selfcheck.subject import Counts, choose_target
+from pe_infer.manifest import Manifest
 
 COUNTS = Counts(slabs=30, node_slabs=6, repeats=2, studies=1, settle_s=0.0)
 MEMORY = 1 << 34
@@ -66,8 +67,9 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.make(tmp_path_factory.mktemp("bundles") / "gated", grid={"gate": gate})
 
 
-def studies() -> list[list[Slice]]:
+def studies(manifest: Manifest | None = None) -> list[list[Slice]]:
     """Noise around an organ, in the inner half of the positions."""
+    del manifest
     inner = range(REGULAR[len(REGULAR) // 4], REGULAR[-len(REGULAR) // 4])
     return [
         [

@@ -13,8 +13,8 @@ from phantoms import stored_means
 from scipy.ndimage import binary_dilation
 
 from pe_infer.errors import ConfigurationError
-from pe_infer.phantom import DEFAULT, PhantomConfig, PhantomStudy, generate, generate_pair
 from pe_infer.phantom.acquisition import Layout, apply_kernel
+from pe_infer.phantom.chest import DEFAULT, PhantomConfig, PhantomStudy, generate, generate_pair
 from pe_infer.phantom.chest.tree import Root, grow
 from pe_infer.phantom.raster import Capsules, Lattice, Upsampler, add_occupancy
 from pe_infer.phantom.sampling import Draw, stream

@@ -1,7 +1,8 @@
 """Synthetic contrast chest CT studies with and without pulmonary emboli, and their ground truth."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,16 @@ from pe_infer.phantom.sampling import Draw
 from pe_infer.phantom.truth import as_slices
 
 _COARSE_STEP_MM = 4.0
+SERIES: Final = SeriesInfo(
+    modality="CT",
+    body_part_examined="CHEST",
+    protocol_name="CT PE phantom",
+    series_description="synthetic chest CT with contrast",
+    contrast_bolus_agent="synthetic",
+    patient_position="HFS",
+    manufacturer="pe_infer phantom",
+    series_number=1,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +88,29 @@ class PhantomStudy:
     def mask_slices(self) -> tuple[Slice, ...]:
         """Return the mask as slices of the same geometry: 1000 HU within emboli, 0 elsewhere."""
         return as_slices(self.embolus_mask, self.slices)
+
+    @property
+    def lesions(self) -> tuple[Embolus, ...]:
+        """The emboli."""
+        return self.emboli
+
+    @property
+    def lesion_mask(self) -> NDArray[np.bool_]:
+        """(n, rows, cols) bool: voxels of emboli."""
+        return self.embolus_mask
+
+    def truth(self) -> dict[str, Any]:
+        """Emboli and parameters, as values that JSON can hold."""
+        return {
+            "seed": self.seed,
+            "positive": self.positive,
+            "emboli": [asdict(embolus) for embolus in self.emboli],
+            "parameters": self.parameters,
+        }
+
+    def masks(self) -> dict[str, NDArray[Any]]:
+        """``embolus``: (n, rows, cols) bool."""
+        return {"embolus": self.embolus_mask}
 
 
 def generate(seed: int, *, positive: bool, config: PhantomConfig = DEFAULT) -> PhantomStudy:
@@ -259,19 +293,12 @@ def _generate(seed: int, config: PhantomConfig, *, with_emboli: bool) -> list[Ph
 def _slices(
     identity: str, scanner: Scanner, layout: Layout, pixels: list[NDArray[np.int16]]
 ) -> tuple[Slice, ...]:
-    series = SeriesInfo(
+    series = replace(
+        SERIES,
         series_instance_uid=_uid(identity, "series"),
         study_instance_uid=_uid(identity, "study"),
         frame_of_reference_uid=_uid(identity, "frame"),
-        modality="CT",
-        body_part_examined="CHEST",
-        protocol_name="CT PE phantom",
-        series_description="synthetic chest CT with contrast",
-        contrast_bolus_agent="synthetic",
-        patient_position="HFS",
         convolution_kernel="LUNG" if scanner.sharpness > 0.66 else "STANDARD",
-        manufacturer="pe_infer phantom",
-        series_number=1,
     )
     return tuple(
         Slice(

@@ -1,7 +1,8 @@
 """Synthetic head CT studies with and without intracranial hemorrhage, and their ground truth."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,16 @@ from pe_infer.phantom.head.truth import Hemorrhage, Truth
 from pe_infer.phantom.raster import F32, Box, Lattice, Upsampler
 from pe_infer.phantom.sampling import Draw
 from pe_infer.phantom.truth import as_slices
+
+SERIES: Final = SeriesInfo(
+    modality="CT",
+    body_part_examined="HEAD",
+    protocol_name="CT head phantom",
+    series_description="synthetic head CT without contrast",
+    patient_position="HFS",
+    manufacturer="pe_infer phantom",
+    series_number=1,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +74,31 @@ class HeadStudy:
     def mask_slices(self) -> tuple[Slice, ...]:
         """Return the mask as slices of the same geometry: 1000 HU within blood, 0 elsewhere."""
         return as_slices(self.hemorrhage_mask, self.slices)
+
+    @property
+    def lesions(self) -> tuple[Hemorrhage, ...]:
+        """The hemorrhages."""
+        return self.hemorrhages
+
+    @property
+    def lesion_mask(self) -> NDArray[np.bool_]:
+        """(n, rows, cols) bool: blood of any type."""
+        return self.hemorrhage_mask
+
+    def truth(self) -> dict[str, Any]:
+        """Hemorrhages, what the labels mean, and parameters, as values that JSON can hold."""
+        return {
+            "seed": self.seed,
+            "positive": self.positive,
+            "hemorrhages": [asdict(hemorrhage) for hemorrhage in self.hemorrhages],
+            "labels": {str(number): kind for number, kind in enumerate(TYPES, start=1)},
+            "tilt_degrees": self.tilt_degrees,
+            "parameters": self.parameters,
+        }
+
+    def masks(self) -> dict[str, NDArray[Any]]:
+        """``hemorrhage``: (n, rows, cols) uint8, 0 or a number that ``labels`` names."""
+        return {"hemorrhage": self.labels}
 
 
 def generate(seed: int, *, positive: bool, config: HeadConfig = DEFAULT) -> HeadStudy:
@@ -259,18 +295,12 @@ def _place(background: F32, head: F32, box: Box) -> F32:
 def _slices(
     identity: str, scanner: Scanner, layout: HeadLayout, pixels: list[NDArray[np.int16]]
 ) -> tuple[Slice, ...]:
-    series = SeriesInfo(
+    series = replace(
+        SERIES,
         series_instance_uid=_uid(identity, "series"),
         study_instance_uid=_uid(identity, "study"),
         frame_of_reference_uid=_uid(identity, "frame"),
-        modality="CT",
-        body_part_examined="HEAD",
-        protocol_name="CT head phantom",
-        series_description="synthetic head CT without contrast",
-        patient_position="HFS",
         convolution_kernel="STANDARD" if scanner.sharpness < 0.4 else "HEAD SHARP",
-        manufacturer="pe_infer phantom",
-        series_number=1,
     )
     u, v = layout.first_pixel_mm
     c, s = float(np.cos(layout.tilt_rad)), float(np.sin(layout.tilt_rad))

@@ -34,6 +34,11 @@ class Hemorrhage:
     hu: float
     age_days: float
 
+    @property
+    def volume_mm3(self) -> float:
+        """Volume of blood in mm3."""
+        return 1000 * self.volume_ml
+
 
 class Truth:
     """Collects the voxels of the hemorrhages."""
