@@ -1,6 +1,7 @@
 """Streaming CNN + RNN inference beside a CT scanner. See `Detector`."""
 
 from pe_infer.bundle import Bundle
+from pe_infer.choice import BundleChoice, choose_bundle
 from pe_infer.detector import Detector
 from pe_infer.errors import (
     BundleError,
@@ -22,6 +23,7 @@ from pe_infer.stream import Stream
 
 __all__ = [
     "Bundle",
+    "BundleChoice",
     "BundleError",
     "ConfigurationError",
     "Detector",
@@ -45,4 +47,5 @@ __all__ = [
     "StudyResult",
     "Update",
     "Window",
+    "choose_bundle",
 ]

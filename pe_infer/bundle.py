@@ -151,8 +151,7 @@ class Bundle:
                 outside, or the certificate is of another bundle.
         """
         folder = find_bundle(name_or_folder)
-        text = _read_inside(folder, MANIFEST, MAX_MANIFEST_BYTES)
-        document = _parse(text, folder / MANIFEST)
+        document = _document(folder)
         manifest = validate(document, folder / MANIFEST)
         files: dict[str, bytes] = {}
         for name, entry in manifest.files.items():
@@ -191,6 +190,16 @@ class Bundle:
             if golden
             else None
         )
+
+
+def read_manifest(name_or_folder: str | Path) -> Manifest:
+    """The manifest of a bundle (named as in `Bundle.load`), whose other files are not looked at.
+
+    Raises:
+        BundleError: Nothing is there, or the manifest is not as it must be.
+    """
+    folder = find_bundle(name_or_folder)
+    return validate(_document(folder), folder / MANIFEST)
 
 
 def shipped() -> tuple[str, ...]:
@@ -383,6 +392,10 @@ def _read_inside(folder: Path, name: str, max_bytes: int | None = None) -> bytes
         raise BundleError(
             f"{folder / name}: cannot be read: {exc}", code=Code.BUNDLE_INVALID
         ) from exc
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    return _parse(_read_inside(folder, MANIFEST, MAX_MANIFEST_BYTES), folder / MANIFEST)
 
 
 def _parse(text: bytes, source: Path) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Detector:
 
     def detect(
         self,
-        source: dicom.Source | Sequence[Slice],
+        source: dicom.Source | dicom.Series | Sequence[Slice],
         *,
         series: str | int | None = None,
         on_slice: Callable[[int, int], None] | None = None,
@@ -198,7 +198,8 @@ class Detector:
         end.
 
         Args:
-            source: A folder, DICOM files or data sets, or `Slice` objects.
+            source: A folder, DICOM files or data sets, `Slice` objects, or a series that is open,
+                such as that of `choose_bundle`.
             series: SeriesInstanceUID or SeriesNumber where the source holds several.
             on_slice: Called with the slices taken so far and their number.
             on_update: Called with every update.
@@ -216,9 +217,12 @@ class Detector:
                 images: Generator[Sequence[Slice]] = ([image] for image in ordered)
                 total = len(ordered)
             else:
-                wants_contrast = self.bundle.manifest.scope.contrast != "forbidden"
-                files = cast("dicom.Source", source)
-                found = dicom.open_series(files, series, prefer_contrast=wants_contrast)
+                if isinstance(source, dicom.Series):
+                    found = source
+                else:
+                    wants_contrast = self.bundle.manifest.scope.contrast != "forbidden"
+                    files = cast("dicom.Source", source)
+                    found = dicom.open_series(files, series, prefer_contrast=wants_contrast)
                 flags, total = found.flags, len(found)
                 images = _decoded(found, descending=descending)
             with closing(images):  # ends the decoders

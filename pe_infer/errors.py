@@ -55,6 +55,7 @@ class Code(StrEnum):
     TOO_MANY_SLICES = "series.too_many_slices"
     # scope
     OUT_OF_SCOPE = "scope.mismatch"
+    UNDECIDED_BUNDLE = "scope.undecided"  # no bundle, or no single one, is what the series asks for
     # bundle
     BUNDLE_NOT_FOUND = "bundle.not_found"
     BUNDLE_INVALID = "bundle.invalid"
@@ -135,9 +136,9 @@ class ScopeError(PeInferError):
 
     exit_code: ClassVar[int] = 4
 
-    def __init__(self, message: str) -> None:
-        """Store the message."""
-        super().__init__(message, code=Code.OUT_OF_SCOPE)
+    def __init__(self, message: str, *, code: Code = Code.OUT_OF_SCOPE) -> None:
+        """Store the message and the reason."""
+        super().__init__(message, code=code)
 
 
 class BundleError(PeInferError):

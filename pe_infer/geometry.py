@@ -251,6 +251,7 @@ class SeriesInfo:
     body_part_examined: str | None = None
     protocol_name: str | None = None
     series_description: str | None = None
+    study_description: str | None = None
     contrast_bolus_agent: str | None = None
     patient_position: str | None = None
     convolution_kernel: str | None = None

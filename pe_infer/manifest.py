@@ -36,6 +36,7 @@ Precision: TypeAlias = Literal["reduced", "mixed", "float32"]
 ``mixed`` is that type for convolutions and matrix products, float32 for what they are added to."""
 Identifier: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 TensorName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
+Keyword: TypeAlias = Annotated[str, Field(min_length=1, max_length=64)]
 FileName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 Shape: TypeAlias = tuple[PositiveInt, ...]
 Probability: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -56,6 +57,9 @@ class Scope(_Value):
     body_part: tuple[str, ...] = ()
     """Accepted values of BodyPartExamined."""
     contrast: Literal["required", "any", "forbidden"] = "any"
+    keywords: tuple[Keyword, ...] = ()
+    """Words and phrases of ProtocolName, SeriesDescription and StudyDescription that, like those of
+    ``body_part``, tell that a series is for this bundle where BodyPartExamined does not."""
 
 
 class SequenceSpec(_Value):

@@ -30,6 +30,7 @@ class Flag(StrEnum):
     LOSSY_COMPRESSION = "lossy_compression"
     FILES_SKIPPED = "files_skipped"
     SERIES_CHOSEN = "series_chosen"
+    BUNDLE_CHOSEN = "bundle_chosen"
     SCOPE_UNCONFIRMED = "scope_unconfirmed"
 
 

@@ -1,13 +1,17 @@
 """``pe-infer detect``: judge one study."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
+from rich.text import Text
 
+from pe_infer.choice import choose_bundle
 from pe_infer.cli.layout import open_console
 from pe_infer.cli.options import (
-    BundleOption,
+    ChosenBundleOption,
     EngineOption,
     Precision,
     PrecisionOption,
@@ -16,12 +20,14 @@ from pe_infer.cli.options import (
 from pe_infer.cli.pacing import paced
 from pe_infer.cli.verdict import NOT_PROCESSED, Meter, print_result, slice_meter
 from pe_infer.detector import Detector
-from pe_infer.dicom import open_series
+from pe_infer.dicom import Series, open_series
 from pe_infer.engines.base import AUTO
-from pe_infer.errors import ConfigurationError
+from pe_infer.errors import ConfigurationError, PeInferError, ScopeError
 from pe_infer.result import StudyResult
 
 STDOUT = "-"
+Files: TypeAlias = Path | list[Path]
+Study: TypeAlias = Files | Series
 
 
 def detect_command(
@@ -30,7 +36,7 @@ def detect_command(
         typer.Argument(metavar="PATH", help="The study's folder, or its DICOM files."),
     ],
     *,
-    bundle: BundleOption = "pe",
+    bundle: ChosenBundleOption = None,
     series: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +74,13 @@ def detect_command(
     messages = open_console(stderr=json == STDOUT)
     if json not in {None, STDOUT}:
         _check_target(Path(json))
+    files = paths[0] if len(paths) == 1 else paths
+    source: Study = files
+    naming = nullcontext() if bundle is None else _naming_the_right_one(bundle, files, series)
+    if bundle is None:
+        choice = choose_bundle(files, series)
+        bundle, source = str(choice.bundle), choice.series
+        messages.print(Text(f"bundle {bundle} {choice.version}: {choice.reason}"))
     with Detector(
         bundle,
         engine=engine,
@@ -76,8 +89,8 @@ def detect_command(
         operating_point=operating_point,
         engines=engines,
     ) as detector:
-        with slice_meter(messages, "reading" if stream_rate is None else "streaming") as meter:
-            source = paths[0] if len(paths) == 1 else paths
+        reading = "reading" if stream_rate is None else "streaming"
+        with naming, slice_meter(messages, reading) as meter:
             if stream_rate is None:
                 result = detector.detect(
                     source, series=series, on_slice=meter.advance, on_update=meter.update
@@ -96,16 +109,38 @@ def detect_command(
         raise typer.Exit(NOT_PROCESSED)
 
 
+@contextmanager
+def _naming_the_right_one(bundle: str, source: Files, series: str | None) -> Iterator[None]:
+    """Say which shipped bundle a study asks for, where the one that was named refuses it."""
+    try:
+        yield
+    except ScopeError as error:
+        try:
+            choice = choose_bundle(source, series)
+        except PeInferError:
+            raise error from None
+        if choice.bundle == bundle:
+            raise
+        raise ScopeError(
+            f"{error}. Bundle {choice.bundle!r} is for it ({choice.reason}): --bundle "
+            f"{choice.bundle}, or leave --bundle out.",
+            code=error.code,
+        ) from error
+
+
 def _stream(
     detector: Detector,
-    source: Path | list[Path],
+    source: Study,
     series: str | None,
     slices_per_s: float,
     meter: Meter,
 ) -> StudyResult:
     """Push the slices of a study at a scanner's pace, head to feet."""
-    wants_contrast = detector.bundle.manifest.scope.contrast != "forbidden"
-    found = open_series(source, series, prefer_contrast=wants_contrast)
+    if isinstance(source, Series):
+        found = source
+    else:
+        wants_contrast = detector.bundle.manifest.scope.contrast != "forbidden"
+        found = open_series(source, series, prefer_contrast=wants_contrast)
     with detector.open() as stream:
         flags = found.flags
         images = paced(found.slices(descending=True), slices_per_s)

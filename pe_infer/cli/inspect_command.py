@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pe_infer.choice import match, shipped_scopes
 from pe_infer.cli.layout import printable
 from pe_infer.dicom import InspectReport, SeriesReport, inspect
-from pe_infer.errors import InputError
+from pe_infer.errors import InputError, ScopeError
+from pe_infer.manifest import Scope
 
 _NAME_WIDTH = 24
 _TOLERATED = "yellow"
@@ -40,8 +42,9 @@ def inspect_command(
 
 def print_report(report: InspectReport, console: Console) -> None:
     """Print a report: tables in a terminal, one line per fact elsewhere."""
+    scopes = shipped_scopes()
     for found in report.series:
-        rows = [*_rows(found), *_remarks(found)]
+        rows = [*_rows(found), *_bundle(found, scopes), *_remarks(found)]
         if console.is_terminal:
             console.print(_table(found.summary.label, rows))
             continue
@@ -79,6 +82,17 @@ def _remarks(report: SeriesReport) -> list[tuple[str, str, str]]:
         rows.append(("not usable", f"[{refusal.code}] {refusal.message}", _REFUSED))
     rows += [("refused", f"[{r.code}] {r.message}", _REFUSED) for r in report.refusals]
     return rows
+
+
+def _bundle(report: SeriesReport, scopes: dict[str, Scope]) -> list[tuple[str, str, str]]:
+    """Which shipped bundle the series asks for, and why."""
+    if report.info is None or report.summary.refusal is not None:
+        return []
+    try:
+        found = match(report.info, scopes)
+    except ScopeError as exc:
+        return [("bundle", f"none: {exc}", _TOLERATED)]
+    return [("bundle", f"{found.bundle}: {found.reason}", "")]
 
 
 def _rows(report: SeriesReport) -> list[tuple[str, str, str]]:

@@ -18,6 +18,14 @@ class Precision(StrEnum):
 BundleOption: TypeAlias = Annotated[
     str, typer.Option("--bundle", help="A shipped bundle's name, or a bundle's folder.")
 ]
+ChosenBundleOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--bundle",
+        help="A shipped bundle's name, or a bundle's folder. Without it, the shipped bundle that "
+        "modality, body part and protocol of the study ask for.",
+    ),
+]
 EngineOption: TypeAlias = Annotated[
     str,
     typer.Option("--engine", help=f"One of {', '.join((AUTO, *RUNTIMES))}: that one or an error."),

@@ -2,7 +2,14 @@
 
 from pe_infer.dicom.conversion import Conversion, convert, slices_of
 from pe_infer.dicom.inspection import InspectReport, PixelReport, SeriesReport, inspect
-from pe_infer.dicom.opening import Series, SliceReference, find_series, open_series
+from pe_infer.dicom.opening import (
+    Series,
+    SliceReference,
+    Survey,
+    find_series,
+    open_series,
+    survey,
+)
 from pe_infer.dicom.scanning import Item, Source
 from pe_infer.dicom.selection import Refusal, SeriesSummary
 from pe_infer.dicom.writing import write_series
@@ -18,10 +25,12 @@ __all__ = [
     "SeriesSummary",
     "SliceReference",
     "Source",
+    "Survey",
     "convert",
     "find_series",
     "inspect",
     "open_series",
     "slices_of",
+    "survey",
     "write_series",
 ]

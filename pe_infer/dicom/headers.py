@@ -277,6 +277,7 @@ def _series_info(a: Attributes, groups: FrameAttributes) -> SeriesInfo:
         body_part_examined=groups.body_part(),
         protocol_name=a.text("ProtocolName"),
         series_description=a.text("SeriesDescription"),
+        study_description=a.text("StudyDescription"),
         contrast_bolus_agent=agent,
         patient_position=a.text("PatientPosition"),
         convolution_kernel=groups.kernel(),

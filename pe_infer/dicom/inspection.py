@@ -10,7 +10,7 @@ from pe_infer.dicom.opening import Group, Series, groups_of
 from pe_infer.dicom.scanning import Source, scan
 from pe_infer.dicom.selection import Refusal, SeriesSummary, is_named, ordered, unknown_series
 from pe_infer.errors import InputError
-from pe_infer.geometry import Vector
+from pe_infer.geometry import SeriesInfo, Vector
 from pe_infer.result import QualityFlag
 from pe_infer.series import SeriesGeometry, analyse
 
@@ -43,6 +43,7 @@ class SeriesReport:
 
     Attributes:
         summary: What the headers say; ``summary.refusal`` tells why it is no axial CT series.
+        info: What the series says of itself; ``None`` without a readable slice.
         geometry: How its slices lie together; ``None`` without a readable slice.
         sizes: Different pairs of rows and columns, ascending; of one stack there is one.
         frames_of_reference: How many different frames of reference, one that is not stated
@@ -60,6 +61,7 @@ class SeriesReport:
     """
 
     summary: SeriesSummary
+    info: SeriesInfo | None
     geometry: SeriesGeometry | None
     sizes: tuple[tuple[int, int], ...]
     frames_of_reference: int
@@ -162,6 +164,7 @@ def _report(group: Group, *, decode: bool) -> SeriesReport:
         refusals += failures
     return SeriesReport(
         summary=group.summary,
+        info=headers[0].series if headers else None,
         geometry=geometry,
         sizes=tuple(sorted({(place.rows, place.cols) for place in places})),
         frames_of_reference=len({h.series.frame_of_reference_uid for h in headers}),

@@ -2,7 +2,7 @@
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -155,6 +155,87 @@ class Group:
     refusals: tuple[InputError, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Survey:
+    """What a source holds. Headers are read, and a series can be opened without reading them again.
+
+    Attributes:
+        groups: Series by kind, in the order of their first instance.
+        instances: Number of DICOM instances.
+        skipped: How many files were left aside, by reason.
+    """
+
+    groups: tuple[Group, ...]
+    instances: int
+    skipped: dict[str, int]
+
+    @property
+    def readable(self) -> list[tuple[SeriesSummary, SeriesInfo]]:
+        """The axial CT series of which at least one image can be read, and what each says."""
+        return [
+            (group.summary, group.references[0].header.series)
+            for group in self.groups
+            if group.summary.refusal is None and group.references
+        ]
+
+    def open(
+        self,
+        series: str | int | None = None,
+        *,
+        prefer_contrast: bool = True,
+        fitting: Collection[str] | None = None,
+    ) -> Series:
+        """Open one series (the rules of ``choose``); the same arguments and errors."""
+        groups = self.groups
+        if series is None and self.instances == 1 and groups[0].refusals:
+            raise groups[0].refusals[0]  # the one file that was given: its own reason says more
+        if not groups:
+            skipped = _skipped_text(self.skipped)
+            raise SeriesError(
+                f"no DICOM image was found{f' ({skipped})' if skipped else ''}. "
+                "Give the folder of the axial CT reconstruction.",
+                code=Code.NO_CT_SERIES,
+            )
+        choice = choose(
+            [group.summary for group in groups],
+            series,
+            prefer_contrast=prefer_contrast,
+            fitting=fitting,
+        )
+        group = next(group for group in groups if group.summary is choice.summary)
+        if group.refusals:
+            _raise_first(group)
+        flags = flags_of([reference.header for reference in group.references])
+        skipped_files = dict(self.skipped)
+        others = sum(
+            g.summary.instances
+            for g in groups
+            if g is not group and g.summary.series_instance_uid == group.summary.series_instance_uid
+        )
+        if others:
+            skipped_files["other_kind"] = others
+        if skipped_files:
+            flags.append(
+                QualityFlag(
+                    flag=Flag.FILES_SKIPPED,
+                    message=f"files were skipped: {_skipped_text(skipped_files)}",
+                    values=dict(sorted(skipped_files.items())),
+                )
+            )
+        if choice.reason is not None:
+            flags.append(
+                QualityFlag(
+                    flag=Flag.SERIES_CHOSEN,
+                    message=choice.reason,
+                    values={
+                        "series_instance_uid": choice.summary.series_instance_uid,
+                        "candidates": sum(g.summary.refusal is None for g in groups),
+                    },
+                )
+            )
+        return Series(choice.summary, group.references, flags)
+
+
 def find_series(source: Source) -> list[SeriesSummary]:
     """List the series that a source holds, reading headers only.
 
@@ -173,9 +254,7 @@ def find_series(source: Source) -> list[SeriesSummary]:
         ConfigurationError: The source is empty or does not exist.
         DicomError: A DICOM file cannot be read at all, so that its series is not known.
     """
-    found = scan(source)
-    _refuse_broken(found)
-    return ordered([group.summary for group in groups_of(found)])
+    return ordered([group.summary for group in survey(source).groups])
 
 
 def open_series(
@@ -199,51 +278,22 @@ def open_series(
             out silently.
         GeometryError: An instance of the series has no usable place in the patient.
     """
+    return survey(source).open(series, prefer_contrast=prefer_contrast)
+
+
+def survey(source: Source) -> Survey:
+    """Find the series in a source, reading headers only.
+
+    Raises:
+        ConfigurationError: The source is empty or does not exist.
+        DicomError: A DICOM file cannot be read at all, so that its series is not known.
+    """
     found = scan(source)
-    _refuse_broken(found)
-    groups = groups_of(found)
-    if series is None and len(found.instances) == 1 and groups[0].refusals:
-        raise groups[0].refusals[0]  # the one file that was given: its own reason says more
-    if not groups:
-        skipped = _skipped_text(found.skipped)
-        raise SeriesError(
-            f"no DICOM image was found{f' ({skipped})' if skipped else ''}. "
-            "Give the folder of the axial CT reconstruction.",
-            code=Code.NO_CT_SERIES,
-        )
-    choice = choose([group.summary for group in groups], series, prefer_contrast=prefer_contrast)
-    group = next(group for group in groups if group.summary is choice.summary)
-    if group.refusals:
-        _raise_first(group)
-    headers = [reference.header for reference in group.references]
-    flags = flags_of(headers)
-    others = sum(
-        g.summary.instances
-        for g in groups
-        if g is not group and g.summary.series_instance_uid == group.summary.series_instance_uid
+    if found.broken:
+        raise found.broken[0]  # it may be a slice of the series that is wanted
+    return Survey(
+        groups=tuple(groups_of(found)), instances=len(found.instances), skipped=dict(found.skipped)
     )
-    if others:
-        found.skipped["other_kind"] = others
-    if found.skipped:
-        flags.append(
-            QualityFlag(
-                flag=Flag.FILES_SKIPPED,
-                message=f"files were skipped: {_skipped_text(found.skipped)}",
-                values=dict(sorted(found.skipped.items())),
-            )
-        )
-    if choice.reason is not None:
-        flags.append(
-            QualityFlag(
-                flag=Flag.SERIES_CHOSEN,
-                message=choice.reason,
-                values={
-                    "series_instance_uid": choice.summary.series_instance_uid,
-                    "candidates": sum(g.summary.refusal is None for g in groups),
-                },
-            )
-        )
-    return Series(choice.summary, group.references, flags)
 
 
 @Quiet()
@@ -364,12 +414,6 @@ def _summary(
 def _syntax_name(instance: Instance) -> str:
     syntax = stated_transfer_syntax(instance.header)
     return "not stated" if syntax is None else syntax.name
-
-
-def _refuse_broken(found: Scan) -> None:
-    """Raise for a file that cannot be read: it may be a slice of the series that is wanted."""
-    if found.broken:
-        raise found.broken[0]
 
 
 def _raise_first(group: Group) -> None:

@@ -36,6 +36,7 @@ HEADER_KEYWORDS: tuple[str, ...] = (
     "SOPInstanceUID",
     "Modality",
     "Manufacturer",
+    "StudyDescription",
     "SeriesDescription",
     "ContrastBolusAgent",
     "ContrastBolusAgentSequence",

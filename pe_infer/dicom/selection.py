@@ -1,7 +1,7 @@
 """Which of several CT series is the one to read: summaries, and the order of preference."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -115,12 +115,14 @@ def choose(
     series: str | int | None = None,
     *,
     prefer_contrast: bool = True,
+    fitting: Collection[str] | None = None,
 ) -> Choice:
     """Pick one axial CT series.
 
     If the caller names one by SeriesInstanceUID or SeriesNumber, it is that one. Otherwise all must
     be of one study, and the first of these criteria on which the two best differ decides:
 
+    0. it is one of ``fitting`` (only if given);
     1. ImageType ORIGINAL before DERIVED;
     2. ImageType PRIMARY before SECONDARY;
     3. no reformatted series (MPR and the like);
@@ -138,6 +140,7 @@ def choose(
         summaries: Series found, in any order.
         series: SeriesInstanceUID, or SeriesNumber as a number or as digits.
         prefer_contrast: Whether criterion 6 applies.
+        fitting: SeriesInstanceUIDs of those that a bundle is for.
 
     Raises:
         SeriesError: ``NO_CT_SERIES`` if none is usable, or none is the one named;
@@ -164,6 +167,8 @@ def choose(
             code=Code.AMBIGUOUS_SERIES,
         )
     criteria = [c for c in _CRITERIA if prefer_contrast or c is not _CONTRAST]
+    if fitting is not None:
+        criteria.insert(0, ("the bundle is for it", lambda s: s.series_instance_uid not in fitting))
     ranked = sorted(usable, key=lambda s: (_rank(s, criteria), s.series_instance_uid))
     best = ranked[0]
     tied = [s for s in ranked if _rank(s, criteria) == _rank(best, criteria)]

@@ -48,7 +48,7 @@ def write_series(
         folder: Created if missing. Existing files are not overwritten.
         patient_name: PatientName, obviously synthetic ("PHANTOM^SEED 7").
         patient_id: PatientID, obviously synthetic.
-        study_description: StudyDescription.
+        study_description: StudyDescription, where the slices do not say.
         manufacturer: Manufacturer, where the slices do not say.
         kvp: KVP, peak kilovoltage of the tube; ``None`` writes it empty.
         windows_hu: WindowCenter and WindowWidth of one or several windows to look through.
@@ -93,7 +93,7 @@ def write_series(
             dataset.WindowWidth = _decimals(*(width for _, width in windows_hu))
             dataset.PatientName = patient_name
             dataset.PatientID = patient_id
-            dataset.StudyDescription = study_description
+            dataset.StudyDescription = image.series.study_description or study_description
             dataset.Manufacturer = image.series.manufacturer or manufacturer
             pydicom.dcmwrite(path, dataset, enforce_file_format=True)
     return paths

@@ -28,6 +28,7 @@ LAYERS = [
     {"bundle_check", "conclusion"},
     {"stream"},
     {"dicom", "phantom"},
+    {"choice"},
     {"detector", "synthetic"},
     {"report", "node", "gpu_selfcheck"},
     {"cli"},

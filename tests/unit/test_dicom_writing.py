@@ -76,7 +76,9 @@ def test_written_slices_are_read_back(dtype: type, tmp_path: Path) -> None:
             assert getattr(found.geometry, axis) == pytest.approx(
                 getattr(expected.geometry, axis), abs=1e-8
             )
-        assert found.series == replace(INFO, manufacturer="pe_infer phantom")
+        assert found.series == replace(
+            INFO, manufacturer="pe_infer phantom", study_description="Synthetic CT"
+        )
 
 
 def test_files_say_that_they_are_synthetic(tmp_path: Path) -> None:
