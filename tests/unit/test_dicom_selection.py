@@ -177,3 +177,15 @@ def test_sharp_kernels(kernel: str | None, sharp: bool) -> None:
 )
 def test_contrast_agents(agent: str | None, given: bool) -> None:
     assert bool(says_contrast(agent)) is given
+
+
+def test_what_a_bundle_is_for_comes_before_everything_else() -> None:
+    worse = other(image_type=("DERIVED", "SECONDARY"), extent_mm=20.0)
+    assert choose([GOOD, worse]).summary is GOOD
+    choice = choose([GOOD, worse], fitting={"2.25.2"})
+    assert choice.summary is worse
+    assert choice.reason is not None
+    assert "the bundle is for it" in choice.reason
+    elsewhere = replace(worse, study_instance_uid="2.25.200")
+    with pytest.raises(SeriesError, match="2 studies"):
+        choose([GOOD, elsewhere], fitting={"2.25.2"})
