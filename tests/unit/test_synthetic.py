@@ -27,7 +27,7 @@ def test_a_bundle_is_shown_the_phantom_that_its_scope_accepts(
 ) -> None:
     manifest = Bundle.load(toy_bundles.make(tmp_path / "bundle", scope=scope)).manifest
     if anatomy is None:
-        with pytest.raises(ConfigurationError, match="fits? its scope"):
+        with pytest.raises(ConfigurationError, match=r"fits? its scope"):
             phantom_for(manifest)
     else:
         assert phantom_for(manifest).anatomy == anatomy
