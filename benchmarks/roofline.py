@@ -115,7 +115,7 @@ def _cost_table(cost: StudyCost) -> str:
                 step.kind,
                 step.name,
                 _number(one.flops / 1e6),
-                _number(100 * one.tensor_flops / one.flops),
+                _number(100 * one.tensor_flops / max(1, one.flops)),
                 _number(one.weight_bytes / 1e6),
                 _number(one.read_bytes / 1e6),
                 _number(one.written_bytes / 1e6),
@@ -177,8 +177,8 @@ def _memory_line(cost: StudyCost, shape: StudyShape) -> str:
     return (
         f"Device memory of one stream, computed: weights {_number(memory.weights / 1e6)}, "
         f"{shape.slices} resampled slices {_number(memory.slices / 1e6)}, sequences and states "
-        f"{_number(memory.sequences / 1e6)}, intermediate tensors of the largest run with its "
-        f"inputs and outputs {_number(memory.scratch / 1e6)}; together "
+        f"{_number(memory.sequences / 1e6)}, buffers of one batch {_number(memory.buffers / 1e6)}, "
+        f"intermediate tensors of all engines {_number(memory.contexts / 1e6)}; together "
         f"{_number(memory.total / 1e6)} MB. A further stream shares the weights. The CUDA context "
         "and the code of TensorRT come on top: their size depends on GPU and driver, and is not "
         "known here."

@@ -14,6 +14,7 @@ _PCIE4: Final = 31.5 * _GIGA  # 16 lanes, one direction, after 128b/130b encodin
 _PCIE5: Final = 63.0 * _GIGA
 _DESKTOP_LAUNCH_S: Final = 5e-6
 _JETSON_LAUNCH_S: Final = 10e-6
+_SAME_CLOCK: Final = 0.1  # cards of several makers differ by less, modes of a Jetson by more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,6 @@ class Gpu:
         memory_bandwidth: Bytes per second.
         link_bandwidth: Bytes per second from host to device and back; ``None`` where both share one
             memory: a copy is then a read and a write of it.
-        memory_bytes: Of the device, shared with the host where ``link_bandwidth`` is ``None``.
         launch_s: What every launch adds. An assumption, no published figure.
         source: Where the rates are published, and what was derived from them.
     """
@@ -45,7 +45,6 @@ class Gpu:
     float_flops: float
     memory_bandwidth: float
     link_bandwidth: float | None
-    memory_bytes: int
     launch_s: float
     source: str
 
@@ -64,10 +63,9 @@ def _jetson(
     dense_int8: float,
     fp32: float,
     bandwidth: float,
-    memory: int,
     source: str,
 ) -> Gpu:
-    """Rates in tera-operations and GB per second, memory in GiB."""
+    """Rates in tera-operations and GB per second."""
     return Gpu(
         name=name,
         device="Orin",
@@ -78,7 +76,6 @@ def _jetson(
         float_flops=fp32 * _TERA,
         memory_bandwidth=bandwidth * _GIGA,
         link_bandwidth=None,
-        memory_bytes=memory << 30,
         launch_s=_JETSON_LAUNCH_S,
         source=source,
     )
@@ -95,10 +92,9 @@ def _card(
     fp32: float,
     bandwidth: float,
     link: float,
-    memory: int,
     source: str,
 ) -> Gpu:
-    """Rates in TFLOP/s and GB/s, memory in GiB."""
+    """Rates in TFLOP/s and GB/s."""
     return Gpu(
         name=name,
         device=device,
@@ -109,7 +105,6 @@ def _card(
         float_flops=fp32 * _TERA,
         memory_bandwidth=bandwidth * _GIGA,
         link_bandwidth=link,
-        memory_bytes=memory << 30,
         launch_s=_DESKTOP_LAUNCH_S,
         source=source,
     )
@@ -123,7 +118,6 @@ GPUS: Final = (
         dense_int8=20,
         fp32=1.28,
         bandwidth=68,
-        memory=8,
         source="NVIDIA, Jetson Orin Nano Series data sheet: 1024 CUDA cores, 32 tensor cores, "
         "625 MHz, 40 sparse (20 dense) INT8 TOPS, 68 GB/s; FP32 from cores and clock",
     ),
@@ -134,7 +128,6 @@ GPUS: Final = (
         dense_int8=33,
         fp32=2.09,
         bandwidth=102,
-        memory=8,
         source="NVIDIA, Jetson Orin Nano Super Developer Kit data sheet: 1020 MHz, 67 sparse "
         "(33 dense) INT8 TOPS, 102 GB/s; FP32 from cores and clock",
     ),
@@ -145,7 +138,6 @@ GPUS: Final = (
         dense_int8=30,
         fp32=1.88,
         bandwidth=102.4,
-        memory=16,
         source="NVIDIA, Jetson Orin NX Series data sheet: 1024 CUDA cores, 32 tensor cores, "
         "918 MHz, 60 sparse (30 dense) INT8 TOPS of the GPU alone, 102.4 GB/s",
     ),
@@ -156,7 +148,6 @@ GPUS: Final = (
         dense_int8=85,
         fp32=5.3,
         bandwidth=204.8,
-        memory=64,
         source="NVIDIA, Jetson AGX Orin Series technical brief: 2048 CUDA cores, 64 tensor cores, "
         "1.3 GHz, 170 sparse (85 dense) INT8 TOPS of the GPU alone, 5.3 FP32 TFLOPS, 204.8 GB/s",
     ),
@@ -166,14 +157,13 @@ GPUS: Final = (
         capability="8.9",
         multiprocessors=48,
         clock_mhz=2175,
-        fp16=106.8,
+        fp16=81.9,
         fp32=26.7,
         bandwidth=360,
         link=_PCIE4,
-        memory=20,
-        source="NVIDIA, RTX 4000 Ada Generation data sheet: 26.7 FP32 TFLOPS, 360 GB/s, PCIe 4; "
-        "FP16 is four times FP32, the ratio of the Ada architecture white paper for its cards for "
-        "workstations (91.1 and 364.2 TFLOPS for RTX 6000 Ada)",
+        source="NVIDIA, RTX 4000 Ada Generation data sheet (tensor rate from a reprint): 26.7 FP32 "
+        "TFLOPS, 327.6 sparse FP8 tensor TFLOPS, a quarter of which is dense FP16 as on RTX 6000 "
+        "Ada (1457 and 364.2); 360 GB/s, PCIe 4. At 2175 MHz its tensor cores could do 106.9",
     ),
     _card(
         name="GeForce RTX 4090",
@@ -185,7 +175,6 @@ GPUS: Final = (
         fp32=82.6,
         bandwidth=1008,
         link=_PCIE4,
-        memory=24,
         source="NVIDIA, Ada GPU architecture white paper: 165.2 dense FP16 tensor TFLOPS with FP32 "
         "accumulation (twice that with FP16 accumulation), 82.6 FP32 TFLOPS, 1008 GB/s, PCIe 4",
     ),
@@ -199,7 +188,6 @@ GPUS: Final = (
         fp32=51,
         bandwidth=2000,
         link=_PCIE5,
-        memory=80,
         source="NVIDIA, H100 data sheet: 1513 sparse, so 756 dense FP16 tensor TFLOPS, 51 FP32 "
         "TFLOPS, 2 TB/s, PCIe 5",
     ),
@@ -213,7 +201,6 @@ GPUS: Final = (
         fp32=67,
         bandwidth=3350,
         link=_PCIE5,
-        memory=80,
         source="NVIDIA, H100 data sheet: 1979 sparse, so 989 dense FP16 tensor TFLOPS, 67 FP32 "
         "TFLOPS, 3.35 TB/s, PCIe 5",
     ),
@@ -226,12 +213,14 @@ def gpu_like(device: str, *, multiprocessors: int, clock_mhz: float) -> Gpu | No
     Args:
         device: Its name, as the driver tells it. Every Jetson Orin has the same.
         multiprocessors: How many it has.
-        clock_mhz: Its highest clock in the power mode of the moment; of several modes, the nearest
-            is meant.
+        clock_mhz: Its highest clock in the power mode of the moment. Rates are known for the clock
+            that they were published at, give or take a tenth.
     """
     alike = [
         gpu
         for gpu in GPUS
-        if gpu.device.lower() in device.lower() and gpu.multiprocessors == multiprocessors
+        if gpu.device.lower() in device.lower()
+        and gpu.multiprocessors == multiprocessors
+        and abs(clock_mhz / gpu.clock_mhz - 1) <= _SAME_CLOCK
     ]
     return min(alike, key=lambda gpu: abs(gpu.clock_mhz - clock_mhz), default=None)

@@ -3,8 +3,8 @@
 Computed, never measured. A kernel takes at least as long as its operations at the GPU's peak rate
 and its bytes at the bandwidth of its memory; the longer of the two bounds it (Williams et al. 2009,
 the roofline). Kernels follow each other, and each adds the time of a launch. Not in it: what the
-host does (Python, decoding, the gate's search for the body), waiting for it, and that kernels stay
-below the peak, small ones far below.
+host does (Python, decoding, the gate's search for the body, reductions), waiting for it, the small
+tables that tell kernels what to read, and that kernels stay below the peak, small ones far below.
 
 What is counted is a study at the bundle's grid (`StudyShape`), with FP16 engines or float32 ones,
 as the program's plan runs them; what its preprocessing does is the arithmetic of
@@ -23,13 +23,13 @@ from pe_infer.geometry import PatientGrid
 from pe_infer.half import half_graph
 from pe_infer.lattice import lattice_for
 from pe_infer.manifest import SLAB, Direction, GraphNode, ReduceNode, ScanNode
-from pe_infer.program import FLOAT_BYTES, Program
+from pe_infer.program import FLOAT_BYTES, Plan, Program
 from pe_infer.roofline.gpus import Gpu
 from pe_infer.roofline.graphs import GraphCost, Kernel, graph_cost
 
 Bound: TypeAlias = Literal["compute", "memory", "launch", "copy"]
 Kind: TypeAlias = Literal[
-    "copies", "preprocessing", "encoder", "projections", "recurrences", "heads", "reduce"
+    "copies", "preprocessing", "encoder", "projections", "recurrences", "heads"
 ]
 KINDS: Final[tuple[Kind, ...]] = (
     "copies",
@@ -38,7 +38,6 @@ KINDS: Final[tuple[Kind, ...]] = (
     "projections",
     "recurrences",
     "heads",
-    "reduce",
 )
 _STEP_BYTES: Final = 2  # a stored value, and one of a resampled slice
 _TAP_FLOPS: Final = 6  # rescale, clamp to both sides, multiply, add
@@ -158,18 +157,20 @@ class Memory:
         weights: Of all engines.
         slices: Resampled, kept for the study.
         sequences: Kept for the study, and recurrent states, for the worse direction of arrival.
-        scratch: Intermediate tensors of the largest run, and its inputs and outputs.
+        buffers: Slabs and sequences that are not kept, for one batch, for the worse direction.
+        contexts: Intermediate tensors of every node's largest run: each has a context of its own.
     """
 
     weights: int
     slices: int
     sequences: int
-    scratch: int
+    buffers: int
+    contexts: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.slices + self.sequences + self.scratch
+        return self.weights + self.slices + self.sequences + self.buffers + self.contexts
 
 
 class StudyCost:
@@ -228,7 +229,7 @@ class StudyCost:
         return [
             *self._slice_steps(arriving),
             *self._slab_steps([middle]),
-            *self._node_steps(self.program.plan(arrival).online.nodes, 1),
+            *self._online_steps(self.program.plan(arrival), 1),
         ]
 
     def last_slice_steps(self, arrival: Direction) -> list[Step]:
@@ -236,9 +237,9 @@ class StudyCost:
         plan = self.program.plan(arrival)
         return [
             *self._slice_steps(1),
-            *self._slab_steps(self._slabs[-1:]),
-            *self._node_steps(plan.online.nodes, 1),
-            *self._deferred_steps(arrival),
+            *self._slab_steps([self._slabs[-1 if arrival == "up" else 0]]),
+            *self._online_steps(plan, 1),
+            *self._deferred_steps(plan),
         ]
 
     def study_steps(self) -> list[Step]:
@@ -247,47 +248,71 @@ class StudyCost:
         return [
             *self._slice_steps(self.shape.slices),
             *self._slab_steps(self._slabs),
-            *self._node_steps(plan.online.nodes, self.slabs),
-            *self._deferred_steps(plan.arrival),
+            *self._online_steps(plan, self.slabs),
+            *self._deferred_steps(plan),
         ]
 
     def memory(self) -> Memory:
         """What one stream needs on the device."""
         nodes = self.program.graph_nodes
         largest = [self.node(node, self.program.max_batch(node)) for node in nodes]
+        chunk = max(self.program.max_batch(node) for node in nodes)
         weights = {self._files[node.name]: self.node(node).weight_bytes for node in nodes}
         directions: tuple[Direction, ...] = ("down", "up")
         return Memory(
             weights=sum(weights.values()),
             slices=self.shape.slices * self._grid.rows * self._grid.cols * _STEP_BYTES,
             sequences=max(self.program.memory_bytes(self.slabs, arrival) for arrival in directions),
-            scratch=max(cost.scratch_bytes + cost.bound_bytes for cost in largest),
+            buffers=chunk * max(self._passing_bytes(arrival) for arrival in directions),
+            contexts=sum(cost.scratch_bytes for cost in largest),
         )
 
-    def _deferred_steps(self, arrival: Direction) -> list[Step]:
+    def _passing_bytes(self, arrival: Direction) -> int:
+        """One slab's share of what the executor keeps for a batch only."""
         plan = self.program.plan(arrival)
+        sweeps = (plan.online, *plan.deferred)
+        written = {name for s in sweeps for node in s.nodes for name in node.outputs.values()}
+        kept = {name for sweep in sweeps for name in sweep.kept}
+        return sum(self._sequence_bytes(name) for name in {SLAB, *written} - kept)
+
+    def _sequence_bytes(self, name: str) -> int:
+        """One value of a sequence."""
+        return math.prod(self.program.specs[name].shape) * FLOAT_BYTES
+
+    def _online_steps(self, plan: Plan, slabs: int) -> list[Step]:
+        """The online nodes; what they put out is fetched slab by slab."""
+        back = plan.online.kept & set(self.program.outputs.values())
+        return [
+            *self._node_steps(plan.online.nodes, slabs),
+            self._copies("outputs back", back, runs=slabs),
+        ]
+
+    def _deferred_steps(self, plan: Plan) -> list[Step]:
+        """What waits for the last slab. The host reduces, and is given what it needs for that."""
+        program = self.program
+        reduced = {name for node in plan.study for name in node.inputs.values()}
+        back = {n for n in reduced | {*program.outputs.values()} if program.sequences[n] == "slab"}
         steps = [
-            step for sweep in plan.deferred for step in self._node_steps(sweep.nodes, self.slabs)
+            *(s for sweep in plan.deferred for s in self._node_steps(sweep.nodes, self.slabs)),
+            self._copies("results back", back, slabs=self.slabs),
         ]
         for node in plan.study:
-            if isinstance(node, ReduceNode):
-                values = self.slabs * math.prod(
-                    self.program.specs[next(iter(node.inputs.values()))].shape
-                )
-                mean = Kernel(
-                    name=node.reducer, float_flops=values, read_bytes=values * FLOAT_BYTES
-                )
-                steps.append(Step(kind="reduce", name=node.name, kernels=(mean,), runs=1))
-            else:
-                steps += self._node_steps([node], 1)
-        results = sum(
-            math.prod(self.program.specs[name].shape)
-            * FLOAT_BYTES
-            * (self.slabs if self.program.sequences[name] == "slab" else 1)
-            for name in self.program.outputs.values()
+            if not isinstance(node, ReduceNode):
+                steps += [
+                    self._copies("reduced to device", node.inputs.values()),
+                    *self._node_steps([node], 1),
+                    self._copies("results back", node.outputs.values()),
+                ]
+        return steps
+
+    def _copies(
+        self, name: str, sequences: Iterable[str], *, slabs: int = 1, runs: int = 1
+    ) -> Step:
+        kernels = tuple(
+            Kernel(name=sequence, copied_bytes=slabs * self._sequence_bytes(sequence))
+            for sequence in sorted(sequences)
         )
-        back = Kernel(name="results back", copied_bytes=results)
-        return [*steps, Step(kind="copies", name=back.name, kernels=(back,), runs=1)]
+        return Step(kind="copies", name=name, kernels=kernels, runs=runs)
 
     def _node_steps(self, nodes: Iterable[GraphNode], slabs: int) -> list[Step]:
         """Maps in batches as large as they may be, scans slab by slab."""

@@ -18,6 +18,7 @@ def radnet(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_the_tables_are_up_to_date() -> None:
     text = roofline.DOCUMENT.read_text(encoding="utf-8")
+    assert [block[2] for block in roofline.BLOCK.finditer(text)] == ["gpus", "studies"]
     if text != roofline.filled(text):
         pytest.fail("docs/gpu.md is out of date: make gpu-tables")
 

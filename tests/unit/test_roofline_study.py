@@ -33,7 +33,6 @@ GPU = Gpu(
     float_flops=100.0,
     memory_bandwidth=10.0,
     link_bandwidth=2.0,
-    memory_bytes=1,
     launch_s=0.5,
     source="",
 )
@@ -63,12 +62,12 @@ def test_steps_add_up_and_say_what_bounds_them() -> None:
     compute = Step(
         kind="encoder", name="a", kernels=(Kernel(name="k", tensor_flops=4000),) * 2, runs=3
     )
-    launch = Step(kind="reduce", name="b", kernels=(Kernel(name="k", tensor_flops=1),), runs=100)
+    launch = Step(kind="heads", name="b", kernels=(Kernel(name="k", tensor_flops=1),), runs=100)
     assert steps_time([compute], GPU) == Time(compute=24.0, launch=3.0)
     both = steps_time([compute, launch], GPU)
     assert both.seconds == pytest.approx(24 + 0.1 + 106 * 0.5)
     assert (steps_time([compute], GPU).bound, both.bound) == ("compute", "launch")
-    assert list(times_by_kind([launch, compute], GPU)) == ["encoder", "reduce"]
+    assert list(times_by_kind([launch, compute], GPU)) == ["encoder", "heads"]
 
 
 def test_batches_are_full_ones_and_powers_of_two_for_the_rest() -> None:
@@ -87,8 +86,32 @@ def test_the_last_slice_leaves_one_slab_to_encode(pe: StudyCost) -> None:
     for arrival, online_scans in (("down", {"down1"}), ("up", set())):
         runs = {step.name: step.runs for step in pe.last_slice_steps(arrival)}
         assert runs["encoder"] == runs["resample"] == runs["gather slab"] == 1
+        assert runs["outputs back"] == runs["results back"] == 1
         scans = {name for name in ("down1", "up1", "down2", "up2") if runs[name] == pe.slabs}
         assert scans == {"down1", "up1", "down2", "up2"} - online_scans
+
+
+def test_the_last_slab_is_the_one_at_the_end_of_the_direction(pe: StudyCost) -> None:
+    read = {}
+    for arrival in ("down", "up"):
+        steps = {step.name: step for step in pe.last_slice_steps(arrival)}
+        read[arrival] = steps["gather slab"].kernels[0].read_bytes // (2 * 384**2)
+    assert read == {"down": 13, "up": 15}  # 13: nothing lies below the plane at 0 mm
+
+
+def test_what_the_host_needs_is_copied_back_and_reduced_there(pe: StudyCost) -> None:
+    """The executor fetches outputs as slabs come, and all of them with what is reduced at the end.
+
+    Sequences of `pe`: an attention map of 24 x 24, and one number for every slab twice.
+    """
+    steps = {step.name: step for step in pe.study_steps()}
+    assert "study_logit" not in steps
+    per_slab = {kernel.name: kernel.copied_bytes for kernel in steps["outputs back"].kernels}
+    assert per_slab == {"attention": 4 * 24 * 24, "stage1_logit": 4}
+    assert steps["outputs back"].runs == pe.slabs
+    at_the_end = {kernel.name: kernel.copied_bytes for kernel in steps["results back"].kernels}
+    assert at_the_end == {name: 58 * size for name, size in (per_slab | {"score": 4}).items()}
+    assert steps["results back"].runs == 1
 
 
 def test_a_whole_study_runs_maps_in_batches_and_scans_slab_by_slab(pe: StudyCost) -> None:
@@ -147,7 +170,24 @@ def test_memory_adds_up(pe: StudyCost) -> None:
     memory = pe.memory()
     assert memory.slices == 300 * 384 * 384 * 2
     assert memory.sequences == pe.program.memory_bytes(58, "down")
-    assert memory.total == sum((memory.weights, memory.slices, memory.sequences, memory.scratch))
+    parts = (memory.weights, memory.slices, memory.sequences, memory.buffers, memory.contexts)
+    assert memory.total == sum(parts)
+
+
+def test_every_engine_has_a_context_for_its_largest_batch(pe: StudyCost) -> None:
+    scratch = {
+        node.name: pe.node(node, pe.program.max_batch(node)).scratch_bytes
+        for node in pe.program.graph_nodes
+    }
+    assert pe.memory().contexts == sum(scratch.values()) > max(scratch.values())
+
+
+def test_one_batch_of_what_is_not_kept_has_buffers(pe: StudyCost) -> None:
+    """The worse direction is down: what the first scan says is kept for nobody there."""
+    slab, features, gates_1, hidden_1 = 5 * 384**2, 512 * 24**2, 192 * 24**2, 48 * 24**2
+    gates_2, hidden_2 = 384 * 12**2, 96 * 12**2
+    values = slab + features + gates_1 + hidden_1 + 2 * gates_2 + hidden_2
+    assert pe.memory().buffers == 8 * 4 * values
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
@@ -157,7 +197,7 @@ def test_published_rates_fit_units_and_clock(gpu: Gpu) -> None:
     assert gpu.float_flops == pytest.approx(clocks * 128 * 2, rel=0.01)
     dense = {"8.7": 2048, "8.9": 1024, "9.0": 4096}[gpu.capability]
     summed_in_float32 = 0.5 if "GeForce" in gpu.name else 1.0
-    assert 0.85 < gpu.tensor_flops / (clocks * dense * summed_in_float32) < 1.01
+    assert 0.75 < gpu.tensor_flops / (clocks * dense * summed_in_float32) < 1.01
 
 
 @pytest.mark.parametrize(
@@ -180,6 +220,15 @@ def test_a_device_is_known_by_what_its_driver_tells(
     assert found.name == name
 
 
-@pytest.mark.parametrize(("device", "count"), [("NVIDIA GeForce GTX 1080", 20), ("Orin", 14)])
-def test_an_unknown_device_has_no_rates(device: str, count: int) -> None:
-    assert gpu_like(device, multiprocessors=count, clock_mhz=1000) is None
+@pytest.mark.parametrize(
+    ("device", "count", "clock_mhz"),
+    [
+        ("NVIDIA GeForce GTX 1080", 20, 1733),
+        ("Orin", 14, 930),  # AGX Orin 32GB
+        ("Orin", 8, 765),  # Orin NX 8GB: half as much bandwidth again as the Nano of 625 MHz
+        ("Orin", 8, 1173),  # Orin NX 16GB at 40 W
+        ("Orin", 16, 828),  # AGX Orin 64GB at 30 W
+    ],
+)
+def test_an_unknown_device_has_no_rates(device: str, count: int, clock_mhz: float) -> None:
+    assert gpu_like(device, multiprocessors=count, clock_mhz=clock_mhz) is None
