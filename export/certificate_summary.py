@@ -21,7 +21,14 @@ from pe_infer.certificate import (
     TensorError,
 )
 from pe_infer.conclusion import slab_probability
-from pe_infer.manifest import SLAB_LOGIT, STUDY_LOGIT, ConsecutiveRule, Manifest, ReduceNode
+from pe_infer.manifest import (
+    ONLINE_LOGIT,
+    SLAB_LOGIT,
+    STUDY_LOGIT,
+    ConsecutiveRule,
+    Manifest,
+    ReduceNode,
+)
 
 DIGITS = 4  # of every measured number that is stored
 
@@ -55,7 +62,7 @@ class StudyRecord:
             gated=list(gated),
             logits={
                 name: (exact[name].reshape(-1).tolist(), half[name].reshape(-1).tolist())
-                for name in (STUDY_LOGIT, SLAB_LOGIT)
+                for name in (STUDY_LOGIT, SLAB_LOGIT, ONLINE_LOGIT)
                 if name in exact
             },
             tensors=measured.tensors,
@@ -141,7 +148,9 @@ def summarise(studies: Iterable[StudyRecord], manifest: Manifest) -> dict[str, A
             )
             for (node, tensor, steps), spread in growth.items()
         ),
-        "ranges": tuple(_range(node, found) for node, found in inside.items() if found.values),
+        "ranges": tuple(
+            _range(node, found) for node, found in inside.items() if any(found.largest.values())
+        ),
         "logits": _logit_errors(records),
         "largest_score_error": _rounded(max(map(_score_error, *scores))),
         "flips": tuple(

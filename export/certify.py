@@ -33,7 +33,7 @@ from pe_infer.errors import Code, InputError
 from pe_infer.half import CONVERSION_VERSION
 from pe_infer.phantom.chest import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
 
-RECORD_VERSION: Final = 1  # of the files in the work folder
+RECORD_VERSION: Final = 2  # of the files in the work folder
 
 
 def measure(

@@ -205,7 +205,6 @@ class Comparison:
         self._nodes = {node.name: node for node in self._program.graph_nodes}
         self._sessions = {name: engine.session() for name, engine in self._half.engines.items()}
         self._probes: dict[str, Probe] = {}
-        self.onnxruntime_version = runtime.version
 
     def run(self, slabs: Sequence[tuple[int, Tensor]], *, details: bool = False) -> Measured:
         """Measure one study.

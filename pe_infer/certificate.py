@@ -18,7 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from pe_infer.manifest import FileName, Identifier, Manifest, Probability, ReduceNode, TensorName
+from pe_infer.manifest import (
+    ONLINE_LOGIT,
+    SLAB_LOGIT,
+    FileName,
+    Identifier,
+    Manifest,
+    Probability,
+    ReduceNode,
+    TensorName,
+)
 
 CERTIFICATE_FORMAT_VERSION: Final = 1
 CERTIFICATE_FILE: Final = "certificate.json"
@@ -28,6 +37,7 @@ STEPS: Final = (10, 50, 200, 1000)
 MARGIN: Final = 0.01  # of probability: a verdict that flips nearer to its threshold is expected to
 SLAB_LOGIT_P99: Final = 0.05  # what the error of slab logits should stay within
 SCORE_BINS: Final = 10
+_NOT_FINITE: Final = 3.4e38  # and more is what stands for values that are not (see `Deviation`)
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -184,10 +194,12 @@ class Certificate(_Value):
 
     def shortcomings(self) -> list[str]:
         """Where float16 is not what it should be; nothing if all is well."""
+        per_slab = {SLAB_LOGIT: "slab", ONLINE_LOGIT: "online"}
         found = [
-            f"99 % of slab logits are within {logit.p99:.2g}, wanted {SLAB_LOGIT_P99:g}"
+            f"99 % of {per_slab[logit.output]} logits are within {logit.p99:.2g}, wanted "
+            f"{SLAB_LOGIT_P99:g}"
             for logit in self.logits
-            if logit.output == "slab_logit" and logit.p99 > SLAB_LOGIT_P99
+            if logit.output in per_slab and logit.p99 > SLAB_LOGIT_P99
         ]
         found += [
             f"{flips.beyond} verdicts flip further than {MARGIN:g} from the threshold "
@@ -199,6 +211,11 @@ class Certificate(_Value):
             f"node {inside.node!r} overflows: {inside.tensor} reaches {inside.largest:.3g}"
             for inside in self.ranges
             if inside.head_room < 1
+        ]
+        found += [
+            f"node {error.node!r}: some values of {error.tensor} are not finite numbers"
+            for error in self.errors
+            if error.accumulated.max >= _NOT_FINITE
         ]
         return found
 

@@ -10,7 +10,6 @@ DEVIATION = {"p99": 0.002, "max": 0.01, "relative_p99": 0.001, "relative_max": 0
 
 
 def certificate_of(bundle: Bundle, **changes: Any) -> Certificate:
-    errors = {"magnitude_p99": 2.0, "magnitude_max": 3.0, "own": DEVIATION}
     document = {
         "format_version": 1,
         "bundle": "toy 0.1.0",
@@ -27,10 +26,8 @@ def certificate_of(bundle: Bundle, **changes: Any) -> Certificate:
         "slabs": 300,
         "inner_studies": 2,
         "errors": (
-            {"node": "encoder", "tensor": "y", "sequence": "features", **errors}
-            | {"accumulated": DEVIATION},
-            {"node": "down", "tensor": "c_next", "sequence": None, **errors}
-            | {"accumulated": DEVIATION},
+            tensor_error() | {"sequence": "features"},
+            tensor_error(node="down") | {"tensor": "c_next"},
         ),
         "growth": tuple(
             {"node": "down", "tensor": "y", "steps": steps, "error": DEVIATION} for steps in STEPS
@@ -43,6 +40,18 @@ def certificate_of(bundle: Bundle, **changes: Any) -> Certificate:
         "slab_scores": (150, 50, 20, 10, 10, 10, 10, 10, 10, 20),
     }
     return Certificate.model_validate({**document, **changes})
+
+
+def tensor_error(node: str = "encoder", largest: float = 0.01) -> dict[str, Any]:
+    return {
+        "node": node,
+        "tensor": "y",
+        "sequence": None,
+        "magnitude_p99": 2.0,
+        "magnitude_max": 3.0,
+        "own": DEVIATION,
+        "accumulated": {**DEVIATION, "max": largest},
+    }
 
 
 def half_range(largest: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import toy_bundles as toy
 from altered_bundles import Edit, edit_manifest, replace_file
-from certificates import certificate_of, flips, half_range
+from certificates import certificate_of, flips, half_range, tensor_error
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -88,11 +88,19 @@ def test_says_nothing_where_all_is_well(original: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {"errors": (tensor_error(node="up", largest=3.403e38),)},
+            "node 'up': some values of y are not finite",
+        ),
         ({"ranges": (half_range(largest=70000.0),)}, "'encoder' overflows: conv_1 reaches 7e+04"),
         ({"flips": (flips(beyond=1),)}, "1 verdicts flip further than 0.01"),
         (
             {"logits": ({"output": "slab_logit", "count": 9, "p99": 0.06, "max": 0.02},)},
             "99 % of slab logits are within 0.06, wanted 0.05",
+        ),
+        (
+            {"logits": ({"output": "online_logit", "count": 9, "p99": 0.06, "max": 0.07},)},
+            "99 % of online logits are within 0.06, wanted 0.05",
         ),
     ],
 )

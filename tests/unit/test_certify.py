@@ -12,7 +12,7 @@ from onnx import helper
 
 from export.certificate_summary import StudyRecord, summarise
 from export.certify import run
-from export.precision import Comparison, Measured
+from export.precision import Comparison, Inside, Measured
 from export.spread import LARGEST_FLOAT32, Spread
 from pe_infer.bundle import Bundle
 from pe_infer.bundle_check import build_bundle
@@ -168,6 +168,15 @@ def test_an_overflow_is_reported_where_it_happens(tmp_path: Path) -> None:
     assert error_of(found, "project_down", "y").own.max == pytest.approx(LARGEST_FLOAT32, rel=1e-3)
     certificate = Certificate.model_validate({**_names(bundle), **found})
     assert any("'project_down' overflows" in text for text in certificate.shortcomings())
+    assert any("'project_down': some values of y are not" in t for t in certificate.shortcomings())
+
+
+def test_a_node_that_reads_nothing_finite_has_no_range(tmp_path: Path) -> None:
+    bundle = toy.write_toy(tmp_path / "toy")
+    inside = Inside()
+    inside.add("x", np.array([np.inf, np.nan], np.float32))
+    record = dataclasses.replace(judged(0.5, 0.5), inside={"project_up": inside})
+    assert summarise([record], bundle.manifest)["ranges"] == ()
 
 
 def _louder() -> bytes:
@@ -269,6 +278,22 @@ def test_flips_are_told_apart_by_their_distance(tmp_path: Path) -> None:
     errors = {logit.output: logit for logit in found["logits"]}
     assert errors["study_logit"].max == pytest.approx(LARGEST_FLOAT32, rel=1e-3)
     assert errors["slab_logit"].max == 0
+
+
+def test_logits_of_updates_are_measured_too() -> None:
+    outputs = [
+        StudyOutputs(
+            positions_um=np.arange(1),
+            slabs={
+                name: np.full((1, 1), logit, np.float32) for name in ("slab_logit", "online_logit")
+            },
+            study={},
+        )
+        for logit in (1.0, 1.25)
+    ]
+    found = Measured(exact=outputs[0], half=outputs[1], tensors={}, details=None)
+    logits = StudyRecord.of(found, gated=[False]).logits
+    assert logits == {"slab_logit": ([1.0], [1.25]), "online_logit": ([1.0], [1.25])}
 
 
 def test_neighbouring_slabs_decide_where_that_is_the_rule(tmp_path: Path) -> None:
