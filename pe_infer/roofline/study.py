@@ -6,8 +6,8 @@ the roofline). Kernels follow each other, and each adds the time of a launch. No
 host does (Python, decoding, the gate's search for the body, reductions), waiting for it, the small
 tables that tell kernels what to read, and that kernels stay below the peak, small ones far below.
 
-What is counted is a study at the bundle's grid (`StudyShape`), with FP16 engines or float32 ones,
-as the program's plan runs them; what its preprocessing does is the arithmetic of
+What is counted is a study at the bundle's grid (`StudyShape`), with FP16 engines as the program's
+plan runs them; what its preprocessing does is the arithmetic of
 ``cpp_ext/cuda/preprocess.cu``.
 """
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from pe_infer.bundle import Bundle
-from pe_infer.engine_manifest import Compute
 from pe_infer.geometry import PatientGrid
 from pe_infer.half import half_graph
 from pe_infer.lattice import lattice_for
@@ -176,7 +175,7 @@ class Memory:
 class StudyCost:
     """What a study costs with one bundle."""
 
-    def __init__(self, bundle: Bundle, shape: StudyShape, *, compute: Compute = "fp16") -> None:
+    def __init__(self, bundle: Bundle, shape: StudyShape) -> None:
         """Read the graphs.
 
         Raises:
@@ -189,8 +188,6 @@ class StudyCost:
         self._grid = bundle.manifest.grid
         self._graphs: dict[str, bytes] = {
             node.name: half_graph(bundle.graph(node), name=node.graph, precision=node.precision)
-            if compute == "fp16"
-            else bundle.graph(node)
             for node in self.program.graph_nodes
         }
         self._files = {node.name: node.graph for node in self.program.graph_nodes}

@@ -11,7 +11,7 @@ import toy_bundles as toy
 from onnx import helper
 
 from export.certificate_summary import StudyRecord, summarise
-from export.certify import run
+from export.certify import run, work_folder
 from export.precision import Comparison, Inside, Measured
 from export.spread import LARGEST_FLOAT32, Spread
 from pe_infer.bundle import Bundle
@@ -134,6 +134,20 @@ def test_a_scan_is_measured_with_its_states(tmp_path: Path) -> None:
     assert state.sequence is None
     assert 0 < state.own.max <= 1.01 * state.magnitude_max * HALF_STEP
     assert state.accumulated.max > 2 * state.own.max
+
+
+def test_magnitudes_of_the_rounded_variant_are_seen_too(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "copy", {"encoder.onnx": encoder(1.0)})
+    largest = max(slab[1, ::2, ::2].astype(np.float16).max() for _, slab in toy.slabs(COUNT))
+    assert measured(bundle, details=False).tensors["encoder", "features"].half_largest == largest
+
+
+def test_growth_is_that_of_the_last_ten_steps(tmp_path: Path) -> None:
+    details = measured(toy.write_toy(tmp_path / "toy")).details
+    assert details is not None
+    for steps in STEPS:
+        spread = details.growth["down", "h_next", steps].to_json()
+        assert sum(spread["counts"]) == 10 * toy.HIDDEN * 4 * 4
 
 
 def test_a_leaky_accumulator_grows_until_it_forgets(tmp_path: Path) -> None:
@@ -371,6 +385,28 @@ def test_goes_on_and_sums_up_what_others_measured(tmp_path: Path, coarse: Phanto
     assert both.misfit(bundle.manifest) == ""
     assert not both.held_out  # the toy does not say what it was trained on
     assert certify(7, 8) == both
+
+
+def test_pairs_of_other_graphs_thresholds_phantoms_and_runtimes_lie_elsewhere(
+    tmp_path: Path, coarse: PhantomConfig
+) -> None:
+    bundle = toy.write_toy(tmp_path / "toy")
+    weights = bundle_with(tmp_path / "weights", {"up.onnx": toy.recurrence(77)})
+    document, files = toy.pe_like()
+    document["operating_points"][0]["threshold"] = 0.6
+    stricter = build_bundle(tmp_path / "stricter", document, files)
+    document["version"] = "9.9.9"
+    renamed = build_bundle(tmp_path / "renamed", document, files)
+
+    folders = [
+        work_folder(bundle, coarse, "1.30"),
+        work_folder(bundle, coarse, "1.31"),
+        work_folder(bundle, DEFAULT, "1.30"),
+        work_folder(weights, coarse, "1.30"),
+        work_folder(stricter, coarse, "1.30"),
+    ]
+    assert len(set(folders)) == len(folders)
+    assert work_folder(renamed, coarse, "1.30") == folders[-1]
 
 
 def test_measures_again_what_was_not_looked_into(tmp_path: Path, coarse: PhantomConfig) -> None:

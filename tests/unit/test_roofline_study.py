@@ -11,7 +11,6 @@ from pe_infer.roofline.gpus import GPUS, Gpu, gpu_like
 from pe_infer.roofline.graphs import Kernel
 from pe_infer.roofline.study import (
     CHEST,
-    HEAD,
     Step,
     StudyCost,
     StudyShape,
@@ -154,16 +153,6 @@ def test_preprocessing_by_hand(tmp_path: Path) -> None:
     middle = planes // 2 * 2500 // 5000
     assert gather.read_bytes == 2 * side**2 * (2 * middle + 1 + 2 * (planes // 2 % 2))
     assert "gather gate" not in steps  # the toy has no gate
-
-
-def test_float32_engines_leave_the_tensor_cores_idle(tmp_path: Path) -> None:
-    bundle = toy.write_toy(tmp_path / "toy", "radnet_like")
-    half = StudyCost(bundle, HEAD)
-    full = StudyCost(bundle, HEAD, compute="fp32")
-    node = half.program.graph_nodes[0]
-    assert totals(half.node(node).kernels).tensor_flops > 0
-    assert totals(full.node(node).kernels).tensor_flops == 0
-    assert full.memory().weights > half.memory().weights
 
 
 def test_memory_adds_up(pe: StudyCost) -> None:
