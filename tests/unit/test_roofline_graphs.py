@@ -1,5 +1,6 @@
 """Operations, bytes and kernels of graphs, against counts by hand."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,6 +124,48 @@ def test_what_two_kernels_share_is_written_once_and_read_by_both() -> None:
     assert [kernel.written_bytes for kernel in found.kernels] == [1024, 1024, 1024]
     assert found.weight_bytes == 2 * 64  # not three: both graphs' uses of w are one constant
     assert found.scratch_bytes == 2 * 1024  # a and b, before c
+
+
+def test_scratch_holds_what_is_still_read_and_no_more() -> None:
+    names = ["x", "a", "b", "c", "y"]
+    nodes = [
+        helper.make_node("Conv", [read, "w"], [makes]) for read, makes in itertools.pairwise(names)
+    ]
+    found = cost(made(nodes, {"x": [1, 4, 8, 8]}, {"y": [1, 4, 8, 8]}, {"w": [4, 4, 1, 1]}))
+    assert found.scratch_bytes == 2 * 1024
+
+
+def test_what_cuts_one_tensor_up_is_one_kernel() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Expand", ["m", "size"], ["y"]),
+        helper.make_node("ReduceMax", ["x"], ["r"], keepdims=1),
+        helper.make_node("Concat", ["m", "m"], ["z"], axis=1),
+    ]
+    outputs = {"y": [2, 3], "z": [1, 6], "r": [1, 1]}
+    graph = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "toy",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 5])],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+            [
+                numpy_helper.from_array(np.ones((5, 3), np.float32), "w"),
+                numpy_helper.from_array(np.array([2, 3]), "size"),
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
+    found = cost(graph.SerializeToString())
+    assert [kernel.name for kernel in found.kernels] == ["MatMul", "Expand+Concat", "ReduceMax"]
+
+
+def test_batch_normalisation_counts_two_operations_per_value() -> None:
+    statistics = ["scale", "bias", "mean", "variance"]
+    nodes = [helper.make_node("BatchNormalization", ["x", *statistics], ["y"])]
+    shape = [1, 4, 8, 8]
+    (kernel,) = cost(made(nodes, {"x": shape}, {"y": shape}, {n: [4] for n in statistics})).kernels
+    assert (kernel.flops, kernel.weight_bytes) == (2 * 256, 4 * 16)
 
 
 def test_a_gated_recurrence_by_hand() -> None:

@@ -155,6 +155,15 @@ def test_preprocessing_by_hand(tmp_path: Path) -> None:
     assert "gather gate" not in steps  # the toy has no gate
 
 
+def test_a_slab_of_the_chest_by_hand(pe: StudyCost) -> None:
+    """Planes on a slice have 5 within +-2.5 mm, planes half-way 4: 3 of the one, 2 of the other."""
+    steps = {step.name: step for step in pe.slab_steps("down")}
+    (gather,), (gate,) = steps["gather slab"].kernels, steps["gather gate"].kernels
+    sums, windows = 2 * (3 * 5 + 2 * 4), 5 * (1 + 4)
+    assert gather.float_flops == 384**2 * (sums + windows)
+    assert gate.float_flops == 384**2 * (2 * 5 + 1)
+
+
 def test_memory_adds_up(pe: StudyCost) -> None:
     memory = pe.memory()
     assert memory.slices == 300 * 384 * 384 * 2
