@@ -1,10 +1,11 @@
 """Stage 2 of RADnet on pooled features of pairs of studies: what a step sees, and the loss.
 
 Every slice that passed the gate has a label: hemorrhage from ``DataSettings.min_pixels`` on, none
-where it is clean, no part in the loss in between. The loss is the mean cross-entropy of the slices
-[memory], and that of the study's score, which is what the bundle's rule decides by [ours]. Features
-are frozen and few, so that every training study is encoded several times, augmented, all slices of
-a pair alike [ours].
+where it is clean, no part in the loss in between. Nor has a clean slice beside one with hemorrhage:
+blood that fills less than half of its thickness is seen in it, and no mask says so. The loss is the
+mean cross-entropy of the slices [memory], and that of the study's score, which is what the bundle's
+rule decides by [ours]. Features are frozen and few, so that every training study is encoded several
+times, augmented, all slices of a pair alike [ours].
 """
 
 import json
@@ -55,7 +56,11 @@ def slice_labels(study: StoredStudy, middles: Sequence[int], data: DataSettings)
     """Label of every slice: 1, 0 or ``UNSURE``."""
     pixels = np.asarray(study.record.clot_pixels, dtype=np.int64)
     planes = data.grid.planes_per_slab
-    return [CLASSES[slab_label(pixels, m, planes, data.min_pixels)] for m in middles]
+    labels = [CLASSES[slab_label(pixels, m, planes, data.min_pixels)] for m in middles]
+    beside = [bool((pixels[max(m - 1, 0) : m + 2] >= data.min_pixels).any()) for m in middles]
+    return [
+        UNSURE if label == 0 and near else label for label, near in zip(labels, beside, strict=True)
+    ]
 
 
 def encode_pairs(

@@ -58,7 +58,7 @@ def encode_splits(
         ConfigurationError: The store has fewer pairs than the settings ask for.
         InputError: The store has none.
     """
-    sets: dict[str, list[Encoded]] = {}
+    found: dict[str, list[StudyPair]] = {}
     for name, split, limit in (
         ("train", data.train, settings.train_pairs),
         ("validation", data.validation, settings.validation_pairs),
@@ -69,8 +69,11 @@ def encode_splits(
                 f"{store}: {len(pairs)} pairs from seed {split.first_seed} on, the settings ask "
                 f"for {limit}. Make the others, or ask for fewer."
             )
-        sets[name] = [encode(name, pairs, pair) for pair in track(pairs, "encode", console=console)]
-    return sets
+        found[name] = pairs
+    return {
+        name: [encode(name, pairs, pair) for pair in track(pairs, "encode", console=console)]
+        for name, pairs in found.items()
+    }
 
 
 def window_start(

@@ -1,5 +1,6 @@
 """RADnet from settings to a bundle that runs: a tiny store of heads, both stages, resumed."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from export.bundle import BundleSettings, load_trained, make_bundle
 from export.datasets.labels import UNSURE
-from export.datasets.store import StudyRecord, open_pairs, write_study
+from export.datasets.store import StoredStudy, StudyRecord, open_pairs, write_study
 from export.models.radnet import SliceClassifier, SliceContext, SliceOutput, consecutive_score
 from export.systems.radnet import Radnet
 from export.systems.registry import SYSTEMS, load_study_settings, system_of
@@ -19,6 +20,7 @@ from export.training.checkpoint import load_checkpoint
 from export.training.config import (
     ContextSettings,
     DataSettings,
+    SplitSettings,
     Stage1Loss,
     Stage1Settings,
     load_data_settings,
@@ -243,6 +245,34 @@ def test_labels_of_slices(store: Path) -> None:
     expected = [0, 0, UNSURE, 1, 1, 1, UNSURE, 0]
     assert slice_labels(pair.positive, middles, DATA) == expected
     assert slice_labels(pair.negative, middles, DATA) == [0] * 8
+
+
+def test_a_clean_slice_beside_blood_is_unsure(store: Path, tmp_path: Path) -> None:
+    pair = open_pairs(store, first_seed=0, pairs=1)[0]
+    record = dataclasses.replace(pair.positive.record, clot_pixels=[10, 0, 0, 0, 12, 11, 0, 0, 0])
+    write_study(tmp_path, record, np.zeros((9, 1, 1), np.int16), None)
+    study = StoredStudy(tmp_path / pair.positive.folder.name)
+    middles = [1, 2, 3, 4, 5, 6, 8]  # the neighbour counts whether or not it passed the gate
+    assert slice_labels(study, middles, DATA) == [UNSURE, 0, UNSURE, 1, 1, UNSURE, 0]
+
+
+def test_nothing_is_encoded_where_the_store_is_short_of_pairs(
+    store: Path, stage1_checkpoint: Path, tmp_path: Path
+) -> None:
+    system = system_of(STAGE2)
+    data = DATA.model_copy(update={"validation": SplitSettings(first_seed=10, pairs=3)})
+    with pytest.raises(ConfigurationError, match="2 pairs from seed 10 on, the settings ask for 3"):
+        system.study_task(
+            STAGE2.model_copy(update={"validation_pairs": 3}),
+            data,
+            store,
+            tmp_path,
+            load_stage1(stage1_checkpoint, data, system),
+            QUIET,
+            stage1_sha256="a" * 64,
+            threads=2,
+        )
+    assert not list(tmp_path.glob("*.npz"))
 
 
 def terms(masks: torch.Tensor, labels: list[int], target: torch.Tensor) -> Stage1Terms:
