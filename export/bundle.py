@@ -43,7 +43,13 @@ from export.training.features import CACHE_FILE
 from export.training.stage2 import FEATURES_FOLDER
 from pe_infer.bundle import Bundle, GoldenData, write_bundle
 from pe_infer.errors import Code, InputError
-from pe_infer.manifest import FORMAT_VERSION, PREPROCESSING_VERSION, Rule, ThresholdRule
+from pe_infer.manifest import (
+    FORMAT_VERSION,
+    PREPROCESSING_VERSION,
+    ConsecutiveRule,
+    Rule,
+    ThresholdRule,
+)
 
 GOLDEN_FILE, CARD_FILE = "golden.npz", "MODEL_CARD.md"
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "pe-bundle.toml"
@@ -96,6 +102,8 @@ class Trained:
         data: What stage 1 was trained on.
         validation: ``logits`` and ``labels`` (1 = positive) of stage 2's validation studies; empty
             before its first epoch.
+        consecutive: Neighbouring slabs whose smallest logit is the score of a study in
+            ``validation``; ``None`` where the study has a logit of its own.
         provenance: ``training`` of the manifest, without the evaluation.
     """
 
@@ -104,6 +112,7 @@ class Trained:
     stage2: nn.Module
     data: DataSettings
     validation: dict[str, list[float]]
+    consecutive: int | None
     provenance: dict[str, Any]
 
 
@@ -162,8 +171,15 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         "stage1_start": one.get("start"),
         "torch": torch.__version__,
     }
-    validation = two.get("validation", {})
-    return Trained(system, stage1.eval(), stage2.eval(), data, validation, provenance)
+    return Trained(
+        system=system,
+        stage1=stage1.eval(),
+        stage2=stage2.eval(),
+        data=data,
+        validation=two.get("validation", {}),
+        consecutive=two["settings"].get("consecutive"),
+        provenance=provenance,
+    )
 
 
 def manifest_of(
@@ -254,10 +270,11 @@ def make_bundle(
             model card.
 
     Raises:
-        InputError: The graphs do not compute what PyTorch computes, or the evaluation is of other
-            weights.
+        InputError: The graphs do not compute what PyTorch computes, the evaluation is of other
+            weights, or the rule is not the one that studies were scored by in training.
         BundleError: The bundle would not be valid.
     """
+    _refuse_other_rule(settings.rule, trained)
     weights = checkpoint_hashes(trained.provenance)
     if evaluation is not None and evaluation.get("checkpoints") != weights:
         raise InputError(
@@ -336,6 +353,17 @@ def _refuse_other_features(stage1: Path, stage2: Path) -> None:
                 f"{given[:12]}",
                 code=Code.INVALID_ARGUMENT,
             )
+
+
+def _refuse_other_rule(rule: Rule, trained: Trained) -> None:
+    """Calibration and thresholds are for the scores of training, and mean nothing for others."""
+    count = rule.count if isinstance(rule, ConsecutiveRule) else None
+    if count != trained.consecutive:
+        raise InputError(
+            f"the rule of the bundle counts {count} neighbouring slabs, stage 2 was trained and "
+            f"calibrated for {trained.consecutive} (None: a logit of the study)",
+            code=Code.INVALID_ARGUMENT,
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -27,16 +27,16 @@ from export.training.config import (
     load_settings,
 )
 from export.training.losses import Stage1Terms, slice_terms
-from export.training.radnet_studies import slice_labels
+from export.training.radnet_studies import RadnetStudies, slice_labels
 from export.training.sampling import BatchSource, index_slabs
 from export.training.stage1 import Stage1Run
 from export.training.stage2 import Stage2Run, load_stage1
 from export.training.study_task import StudyTask
 from pe_infer import Detector
 from pe_infer.bundle import Bundle
-from pe_infer.errors import ConfigurationError
+from pe_infer.errors import ConfigurationError, InputError
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
-from pe_infer.manifest import ConsecutiveRule
+from pe_infer.manifest import ConsecutiveRule, Rule, ThresholdRule
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
 SIZE, PLANES = 32, 14
@@ -256,6 +256,20 @@ def test_a_clean_slice_beside_blood_is_unsure(store: Path, tmp_path: Path) -> No
     assert slice_labels(study, middles, DATA) == [UNSURE, 0, UNSURE, 1, 1, UNSURE, 0]
 
 
+def test_variants_change_all_slices_of_a_pair_alike(task: StudyTask) -> None:
+    assert isinstance(task, RadnetStudies)
+    for positive, negative in task.train:
+        assert len(positive.features) == len(negative.features) == STAGE2.variants
+        assert (positive.features[0] != positive.features[1]).any()
+        clean = [0, 1, 2, *range(8, PLANES - 2)]  # planes 4 to 8 show blood, the first is gated
+        for found, expected in (
+            (positive.features, negative.features),
+            (positive.logits, negative.logits),
+        ):
+            torch.testing.assert_close(found[:, clean], expected[:, clean])
+            assert (found[:, 4] != expected[:, 4]).any()
+
+
 def test_nothing_is_encoded_where_the_store_is_short_of_pairs(
     store: Path, stage1_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -426,6 +440,19 @@ def test_the_bundle_runs_whichever_end_comes_first(bundle: Path, spacing_mm: flo
     for evidence in whole.evidence:
         assert evidence.attention is not None
         assert evidence.attention.values.shape == (SIZE // 4, SIZE // 4)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [ThresholdRule(kind="threshold"), ConsecutiveRule(kind="consecutive", count=2)],
+)
+def test_a_rule_that_training_did_not_know_is_refused(
+    rule: Rule, stage1_checkpoint: Path, stage2_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = load_settings(CONFIGS / "ich-bundle.toml", BundleSettings)
+    other = settings.model_copy(update={"rule": rule})
+    with pytest.raises(InputError, match="trained and calibrated for 3"):
+        make_bundle(other, load_trained([stage1_checkpoint, stage2_checkpoint]), tmp_path)
 
 
 def test_the_card_says_what_it_is(bundle: Path) -> None:
