@@ -17,7 +17,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from pe_infer import preprocess
 from pe_infer.errors import Code, InputError
 
 POSITIVE, NEGATIVE = "positive", "negative"
+UNLABELLED: Final = -100  # label of a plane that is neither positive nor negative
+UNKNOWN_PIXELS: Final = -1  # pixels of a plane of which no mask says how much of the finding it has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,12 @@ class StudyRecord:
         positive: Whether the study has emboli.
         positions_um: (planes,) position of every plane, ascending.
         slab_planes: Index of the middle plane of every slab that passed the gate, ascending.
-        clot_pixels: (planes,) clot pixels of every plane.
+        clot_pixels: (planes,) clot pixels of every plane; ``UNKNOWN_PIXELS`` where a real study has
+            the finding, or may have it, and no mask says where.
         preprocessing_version: Version of the kernel that made the planes.
         phantom: Free description.
+        plane_labels: (planes,) 1, 0 or ``UNLABELLED``, where somebody labelled slices and not
+            pixels; ``None`` elsewhere.
     """
 
     seed: int
@@ -49,6 +54,7 @@ class StudyRecord:
     clot_pixels: list[int]
     preprocessing_version: int
     phantom: dict[str, Any]
+    plane_labels: list[int] | None = None
 
 
 def study_name(seed: int, *, positive: bool) -> str:

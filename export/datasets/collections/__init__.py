@@ -1,0 +1,1 @@
+"""Public collections of real studies: one small module each, and the form they all come in."""
