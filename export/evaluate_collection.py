@@ -10,6 +10,7 @@ negative: it is listed with its reason.
 Intervals are 95 % bootstrap intervals over patients.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -266,7 +267,11 @@ def _by_type(verdicts: Sequence[CollectionCase]) -> list[dict[str, float | int |
     for kind in sorted({kind for case in verdicts for kind in case.types}):
         positives = [case for case in verdicts if case.positive and kind in case.types]
         values = measures([*positives, *negatives])
-        row = {"type": kind, "studies": len(positives), "sensitivity": values["sensitivity"]}
+        row: dict[str, float | int | str] = {
+            "type": kind,
+            "studies": len(positives),
+            "sensitivity": values["sensitivity"],
+        }
         if not math.isnan(values["study_auc"]):
             row["auc"] = values["study_auc"]
         if positives:
@@ -295,6 +300,8 @@ def run(
     entries: Sequence[Entry],
     out: Path,
     follow: Callable[[Sequence[Entry]], Iterable[Entry]],
+    *,
+    threshold: str,
 ) -> list[CollectionCase]:
     """Evaluate every study that is not there yet.
 
@@ -302,15 +309,14 @@ def run(
         detector: The bundle on an engine.
         index: Of the collection.
         entries: Studies of it.
-        out: Folder; cases are kept in one of its own for every bundle, engine and collection.
+        out: Folder; cases are kept in one of its own for every bundle, engine, threshold and index.
         follow: Passes the studies that are left through, e.g. to show progress.
+        threshold: Name of the operating point.
 
     Returns:
         The cases of ``entries``, in their order.
     """
-    info, bundle = detector.compiled.info, detector.bundle.sha256
-    precision = "-".join(sorted(set(info.precision.values())))
-    folder = out / f"{index.collection}-{bundle[:12]}-{info.name}-{precision}"
+    folder = out / case_folder(detector, index, threshold)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "studies.jsonl"
     cases = {case.study: case for case in read_cases(path)}
@@ -321,6 +327,15 @@ def run(
             file.write(_line(case))
         cases[case.study] = case
     return [cases[entry.study.study] for entry in entries]
+
+
+def case_folder(detector: Detector, index: Index, threshold: str) -> str:
+    """Name of the folder of what one bundle says of the studies of one index."""
+    info, bundle = detector.compiled.info, detector.bundle.sha256
+    precision = "-".join(sorted(set(info.precision.values())))
+    studies = hashlib.sha256(repr([entry.study for entry in index.entries]).encode()).hexdigest()
+    parts = (index.collection, studies[:8], bundle[:12], threshold, info.name, precision)
+    return "-".join(parts)
 
 
 def _line(case: CollectionCase) -> str:
@@ -347,19 +362,21 @@ def main(
         with Detector(
             bundle, engine=engine, threads=threads, operating_point=operating_point
         ) as detector:
+            info, manifest = detector.compiled.info, detector.bundle.manifest
+            point = operating_point or manifest.default_operating_point
             cases = run(
                 detector,
                 indexed,
                 entries,
                 out,
                 lambda left: track(left, "studies", console=console),
+                threshold=point,
             )
-            info, manifest = detector.compiled.info, detector.bundle.manifest
             sha256 = detector.bundle.sha256
     result = {
         "bundle": manifest.name,
         "bundle_hash": sha256,
-        "operating_point": operating_point or manifest.default_operating_point,
+        "operating_point": point,
         "engine": f"{info.name} {info.version}",
         "precision": dict(info.precision),
         "collection": indexed.collection,

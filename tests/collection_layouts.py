@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from dicom_files import ct_dataset
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_files import ct_dataset
 from pe_infer.dicom import write_series
 from pe_infer.dicom.reading import Quiet
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-
 from collection_layouts import (
     PHYSIONET_COLUMNS,
     rsna_dataset,
@@ -15,6 +14,7 @@ from collection_layouts import (
     write_rsna,
     write_table,
 )
+
 from export.datasets.collections.base import Found, unfollowed
 from export.datasets.collections.cq500 import says_contrast
 from export.datasets.collections.registry import open_collection

@@ -113,7 +113,7 @@ def _load(path: Path) -> Any:
             f"{path}: NIfTI volumes need nibabel: pip install -e '.[export]'"
         ) from exc
     try:
-        volume: Any = nibabel.load(path)
+        volume: Any = nibabel.load(path, mmap=False)
         dimensions = len(volume.shape)
     except Exception as exc:  # nibabel raises whatever the damage leads to
         raise InputError(
