@@ -1,17 +1,17 @@
-"""Makes a store of semi-synthetic studies from one real study without emboli.
+"""Makes a store of semi-synthetic studies from one real study without the finding.
 
 ``python -m export.datasets.generate_semisynthetic --dicom DIR --source TEXT --config ... --out
 DIR``
 
-Every pair has its own emboli, grid phase, size of the patient and sharpness. The store has the form
-of ``export.datasets.generate``, so that stage 1 can be started on it. The real study must be one
-that may be used so; weights trained on it have to say where they come from.
+The configuration's ``phantom`` says what is put in: emboli into planes of a chest, blood into
+slices of a head. Every pair has its own findings, grid phase and size of the patient. The store has
+the form of ``export.datasets.generate``, so that stage 1 can be started on it. The real study must
+be one that may be used so; weights trained on it have to say where they come from.
 
 Validation pairs are of the same patient as training pairs: what is measured on them says whether
 training works, nothing about other patients.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +22,15 @@ from rich.progress import track
 from scipy import ndimage
 
 from export.command_line import ConfigOption, reported
+from export.datasets import generate
 from export.datasets.generate import HU_RANGE
-from export.datasets.semisynthetic import find_vessels, insert_emboli
+from export.datasets.semisynthetic.chest import find_vessels, insert_emboli
+from export.datasets.semisynthetic.head import RealHeads
+from export.datasets.semisynthetic.variation import varied
 from export.datasets.store import StudyRecord, write_study
 from export.training.config import DataSettings, load_settings
 from pe_infer import dicom, preprocess
+from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import PatientGrid, Slice
 
 SCALE = (0.85, 1.05)  # of the patient, in plane
@@ -34,29 +38,10 @@ SOFTENED_SHARE = 0.7
 SOFTNESS_PX = (0.3, 0.9)
 
 
-def varied(image: Slice, *, scale: float, shift_mm: float) -> Slice:
-    """The same slice of a patient of another size in plane, at another height.
-
-    Args:
-        image: The slice.
-        scale: Factor on pixel spacings and on the place of the image in its plane.
-        shift_mm: Towards the head.
-    """
-    geometry = image.geometry
-    x, y, z = geometry.image_position_mm
-    moved = dataclasses.replace(
-        geometry,
-        row_spacing_mm=geometry.row_spacing_mm * scale,
-        col_spacing_mm=geometry.col_spacing_mm * scale,
-        image_position_mm=(x * scale, y * scale, z + shift_mm),
-    )
-    return dataclasses.replace(image, geometry=moved)
-
-
 def store_pair(
     store: Path, seed: int, slices: list[Slice], grid: PatientGrid, source: str
 ) -> list[Path]:
-    """Make one pair of studies and store it; returns their folders."""
+    """Make one pair of chests and store it; returns their folders."""
     rng = np.random.default_rng(seed)
     shift_mm, scale = float(rng.uniform(0, 5)), float(rng.uniform(*SCALE))
     images = [varied(image, scale=scale, shift_mm=shift_mm) for image in slices]
@@ -98,11 +83,19 @@ def main(
     with reported(console):
         settings = load_settings(config, DataSettings)
         grid = settings.grid.to_grid()
-        series = dicom.open_series(dicom_folder, None, prefer_contrast=True)
-        slices = [image for reference in series.references for image in series.read(reference)]
+        if settings.phantom not in ("chest", "head"):
+            raise ConfigurationError(
+                f"{config}: phantom is {settings.phantom!r}, expected 'chest' or 'head'"
+            )
+        chest = settings.phantom == "chest"
+        slices = list(dicom.open_series(dicom_folder, None, prefer_contrast=chest).slices())
+        heads = None if chest else RealHeads(slices, source)
         seeds = [*settings.validation.seeds, *settings.train.seeds]
         for seed in track(seeds, "pairs", console=console):
-            store_pair(out, seed, slices, grid, source)
+            if heads is None:
+                store_pair(out, seed, slices, grid, source)
+            else:
+                generate.store_pair(out, seed, grid, heads)
 
 
 if __name__ == "__main__":

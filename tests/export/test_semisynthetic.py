@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from export.datasets.generate_semisynthetic import varied
-from export.datasets.semisynthetic import Vessels, find_vessels, insert_emboli
+from export.datasets.semisynthetic.chest import Vessels, find_vessels, insert_emboli
+from export.datasets.semisynthetic.variation import varied
 from pe_infer.errors import InputError
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
 

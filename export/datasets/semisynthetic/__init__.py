@@ -1,0 +1,1 @@
+"""Findings put into real scans that have none: a module for each anatomy."""
