@@ -286,7 +286,8 @@ def _subarachnoid(regions: Regions, rng: np.random.Generator) -> tuple[Volume, V
     gx, gy, gz = regions.grid(0.0)
     along = np.sqrt((gx - x) ** 2 + (gy - y) ** 2 + (1.3 * (gz - z)) ** 2) / reach
     near = np.clip(2.4 * (1.2 - along), 0, 1)
-    return np.asarray(regions.sulci * near * patches, np.float32), None
+    fluid = np.clip(1.5 * regions.sulci, 0, 1)  # thin sulci are blurred with the brain beside them
+    return np.asarray(fluid * near * patches, np.float32), None
 
 
 def _intraparenchymal(regions: Regions, rng: np.random.Generator) -> tuple[Volume, Volume | None]:
