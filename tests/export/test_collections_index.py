@@ -1,6 +1,8 @@
 """Indexes on disk: patient-wise splits, counts, refusals; the command."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,12 @@ def test_the_command_ends_with_the_code_of_its_error(tmp_path: Path) -> None:
     assert done.exit_code == 3
     assert "can be used" in done.output
     assert not (tmp_path / "i.jsonl").exists()
+
+
+def test_readers_and_index_need_no_pytorch() -> None:
+    code = (
+        "import sys, export.datasets.index, export.datasets.collections.gridded; "
+        "print(*({'torch', 'nibabel', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
