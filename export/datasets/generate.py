@@ -24,7 +24,7 @@ from export.training.config import DataSettings, load_settings
 from pe_infer import preprocess
 from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import PatientGrid
-from pe_infer.phantom import Phantom, SyntheticStudy, open_phantom
+from pe_infer.phantom import Pairs, SyntheticStudy, open_phantom
 
 HU_RANGE = (-1024, 3071)
 MASK_THRESHOLD = 500.0  # of `SyntheticStudy.mask_slices`: half of a voxel
@@ -65,7 +65,7 @@ def to_grid(study: SyntheticStudy, grid: PatientGrid) -> GriddedStudy:
     return GriddedStudy(positions, hu, mask, slab_planes)
 
 
-def store_pair(store: Path, seed: int, grid: PatientGrid, phantom: Phantom) -> int:
+def store_pair(store: Path, seed: int, grid: PatientGrid, pairs: Pairs) -> int:
     """Make one pair and store it, unless it is there; returns its seed.
 
     Raises:
@@ -76,13 +76,13 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, phantom: Phantom) -> i
     if all((folder / "study.json").exists() for folder in folders):
         for folder in folders:
             made = str(StoredStudy(folder).record.phantom.get("configuration"))
-            if made != phantom.digest():
+            if made != pairs.digest():
                 raise ConfigurationError(
                     f"{folder} was made with phantom configuration {made[:12]}, now "
-                    f"{phantom.digest()[:12]}: name another --out"
+                    f"{pairs.digest()[:12]}: name another --out"
                 )
         return seed
-    for study in phantom.pair(seed):
+    for study in pairs.pair(seed):
         gridded = to_grid(study, grid)
         record = StudyRecord(
             seed=seed,
@@ -92,7 +92,7 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, phantom: Phantom) -> i
             clot_pixels=[int(c) for c in gridded.mask.sum(axis=(1, 2))],
             preprocessing_version=preprocess.VERSION,
             phantom={
-                "configuration": phantom.digest(),
+                "configuration": pairs.digest(),
                 **study.truth(),
             },
         )

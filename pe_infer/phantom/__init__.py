@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Final
 
 from pe_infer.errors import ConfigurationError
-from pe_infer.phantom.base import Lesion, Phantom, SyntheticStudy
+from pe_infer.phantom.base import Lesion, Pairs, Phantom, SyntheticStudy
 from pe_infer.phantom.chest.phantom import ChestPhantom
 from pe_infer.phantom.head.phantom import HeadPhantom
 
-__all__ = ["ANATOMIES", "Lesion", "Phantom", "SyntheticStudy", "open_phantom"]
+__all__ = ["ANATOMIES", "Lesion", "Pairs", "Phantom", "SyntheticStudy", "open_phantom"]
 
 ANATOMIES: Final[Mapping[str, type[ChestPhantom] | type[HeadPhantom]]] = MappingProxyType(
     {kind.anatomy: kind for kind in (ChestPhantom, HeadPhantom)}

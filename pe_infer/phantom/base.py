@@ -65,7 +65,21 @@ class SyntheticStudy(Protocol):
         """Masks to be written beside the images: name to (n, rows, cols)."""
 
 
-class Phantom(Protocol):
+class Pairs(Protocol):
+    """Where pairs of studies come from: a phantom, or a real scan with painted lesions."""
+
+    def digest(self) -> str:
+        """sha256 of what they are made from, apart from the seed."""
+
+    def pair(self, seed: int) -> tuple[SyntheticStudy, SyntheticStudy]:
+        """Make one patient without lesions and with; they differ by nothing else.
+
+        Raises:
+            ConfigurationError: The voxels are so large that a lesion fills none of them.
+        """
+
+
+class Phantom(Pairs, Protocol):
     """A generator of studies of one anatomy, with its configuration."""
 
     @property
@@ -84,9 +98,6 @@ class Phantom(Protocol):
     def windows_hu(self) -> tuple[tuple[float, float], ...]:
         """Centre and width of the windows to look at it with; empty: the viewer's own."""
 
-    def digest(self) -> str:
-        """sha256 of the configuration."""
-
     def with_spacing(self, spacing_mm: float) -> Self:
         """The same phantom with one slice spacing throughout."""
 
@@ -95,11 +106,4 @@ class Phantom(Protocol):
 
         Raises:
             ConfigurationError: The voxels are so large that a lesion fills none of them.
-        """
-
-    def pair(self, seed: int) -> tuple[SyntheticStudy, SyntheticStudy]:
-        """Make one patient without lesions and with; they differ by nothing else.
-
-        Raises:
-            ConfigurationError: See `generate`.
         """

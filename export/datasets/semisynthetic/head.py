@@ -54,18 +54,29 @@ class PaintedBleed:
     hu: float
     centre_mm: Point
 
+    @property
+    def place(self) -> str:
+        """Side of the body."""
+        return "left" if self.centre_mm[0] > 0 else "right"
+
+    @property
+    def volume_mm3(self) -> float:
+        """Of blood."""
+        return 1000 * self.volume_ml
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaintedHead:
-    """A real head with or without painted blood: an `export.datasets.phantoms.SyntheticStudy`.
+    """A real head with or without painted blood: a `pe_infer.phantom.SyntheticStudy`.
 
     Attributes:
         seed: Of the pair.
         positive: Whether blood was painted.
         slices: The images, in the order of the scan's.
         mask: (slices, rows, cols) of the blood.
-        hemorrhages: In both studies of the pair none, or what was painted.
+        hemorrhages: None, or what was painted, largest first.
         variation: What both studies of the pair were changed by.
+        source: Collection and licence of the scan.
     """
 
     seed: int
@@ -74,14 +85,44 @@ class PaintedHead:
     mask: NDArray[np.bool_]
     hemorrhages: tuple[PaintedBleed, ...]
     variation: dict[str, float]
+    source: str
 
     def mask_slices(self) -> tuple[Slice, ...]:
         """The blood on the lattice of the images: 1000 within it, 0 elsewhere."""
         return as_slices(self.mask, self.slices)
 
+    @property
+    def lesions(self) -> tuple[PaintedBleed, ...]:
+        """The hemorrhages, largest first."""
+        return self.hemorrhages
+
+    @property
+    def lesion_mask(self) -> NDArray[np.bool_]:
+        """(slices, rows, cols) bool: voxels of blood."""
+        return self.mask
+
+    @property
+    def parameters(self) -> dict[str, float | bool | str]:
+        """What both studies of the pair were changed by."""
+        return dict(self.variation)
+
+    def truth(self) -> dict[str, Any]:
+        """Where it comes from, hemorrhages and variation, as values that JSON can hold."""
+        return {
+            "seed": self.seed,
+            "positive": self.positive,
+            "semi-synthetic": self.source,
+            "hemorrhages": [dataclasses.asdict(bleed) for bleed in self.hemorrhages],
+            "parameters": self.parameters,
+        }
+
+    def masks(self) -> dict[str, NDArray[Any]]:
+        """``hemorrhage``: (slices, rows, cols) bool."""
+        return {"hemorrhage": self.mask}
+
 
 class RealHeads:
-    """Pairs made of one real head: an `export.datasets.phantoms.Phantoms`.
+    """Pairs made of one real head: an `pe_infer.phantom.Pairs`.
 
     Every pair has its own blood, grid phase and size of the patient. All pairs are of one patient:
     what is measured on them says nothing about others.
@@ -113,16 +154,6 @@ class RealHeads:
         digest = hashlib.sha256(f"{VERSION} {self._source}".encode())
         digest.update(self._hu.tobytes())
         return digest.hexdigest()
-
-    def facts(self, study: Any) -> dict[str, Any]:
-        """What the record says of a study: plain values."""
-        if not isinstance(study, PaintedHead):
-            raise TypeError(type(study))
-        return {
-            "semi-synthetic": self._source,
-            "hemorrhages": [dataclasses.asdict(bleed) for bleed in study.hemorrhages],
-            **study.variation,
-        }
 
     def pair(self, seed: int) -> tuple[PaintedHead, PaintedHead]:
         """Without blood, and with."""
@@ -158,7 +189,9 @@ class RealHeads:
             mask=np.zeros_like(mask),
             hemorrhages=(),
             variation=variation,
+            source=self._source,
         )
+        bleeds.sort(key=lambda bleed: -bleed.volume_ml)
         bleeding = replace(
             clean, positive=True, slices=with_blood, mask=mask, hemorrhages=tuple(bleeds)
         )
