@@ -24,6 +24,7 @@ from rich.table import Table
 from export.certificate_summary import StudyRecord, summarise
 from export.command_line import PhantomOption, reported
 from export.held_out import held_out
+from export.phantoms import AnatomyOption, chosen_phantom
 from export.precision import Comparison
 from pe_infer import preprocess
 from pe_infer.bundle import Bundle, add_certificate
@@ -31,13 +32,13 @@ from pe_infer.certificate import MARGIN, Certificate, graph_hashes, program_dige
 from pe_infer.engines.base import EngineOptions, select
 from pe_infer.errors import Code, InputError
 from pe_infer.half import CONVERSION_VERSION
-from pe_infer.phantom.chest import DEFAULT, PhantomConfig, PhantomStudy, generate_pair
+from pe_infer.phantom import Phantom, SyntheticStudy
 
 RECORD_VERSION: Final = 2  # of the files in the work folder
 
 
 def measure(
-    comparison: Comparison, bundle: Bundle, study: PhantomStudy, *, details: bool
+    comparison: Comparison, bundle: Bundle, study: SyntheticStudy, *, details: bool
 ) -> StudyRecord:
     """One phantom through both variants.
 
@@ -62,7 +63,7 @@ def run(
     bundle: Bundle,
     seeds: Sequence[int],
     work: Path,
-    config: PhantomConfig,
+    phantom: Phantom,
     *,
     detailed_pairs: int,
     threads: int,
@@ -74,7 +75,7 @@ def run(
         bundle: What to measure.
         seeds: Of the phantom.
         work: Folder; pairs are kept in one of its own for every bundle, phantom and ONNX Runtime.
-        config: Of the phantom.
+        phantom: What the bundle is shown.
         detailed_pairs: How many, from the first one on, to look inside the graphs with.
         threads: Of ONNX Runtime.
         follow: Passes the seeds that are left through, e.g. to show progress.
@@ -84,7 +85,7 @@ def run(
     """
     unseen = held_out(bundle.manifest.training, range(seeds[0], seeds[-1] + 1))
     runtime = select("onnxruntime", EngineOptions(precision="float32", threads=threads))
-    folder = work / work_folder(bundle, config, runtime.version)
+    folder = work / work_folder(bundle, phantom, runtime.version)
     folder.mkdir(parents=True, exist_ok=True)
     detailed = set(seeds[:detailed_pairs])
     left = [seed for seed in seeds if not _is_done(folder, seed, details=seed in detailed)]
@@ -93,7 +94,7 @@ def run(
         for seed in follow(left):
             pair = [
                 measure(comparison, bundle, study, details=seed in detailed).to_json()
-                for study in generate_pair(seed, config)
+                for study in phantom.pair(seed)
             ]
             partial = _file(folder, seed).with_suffix(".partial")
             partial.write_text(json.dumps(pair))
@@ -109,7 +110,7 @@ def run(
         conversion_version=CONVERSION_VERSION,
         pe_infer_version=version("pe-infer"),
         onnxruntime_version=runtime.version,
-        phantom_configuration=config.digest(),
+        phantom_configuration=phantom.digest(),
         first_seed=seeds[0],
         pairs=len(seeds),
         held_out=unseen,
@@ -117,14 +118,14 @@ def run(
     )
 
 
-def work_folder(bundle: Bundle, config: PhantomConfig, onnxruntime_version: str) -> str:
+def work_folder(bundle: Bundle, phantom: Phantom, onnxruntime_version: str) -> str:
     """Name of the folder of what is measured of one program on one kind of phantom."""
     parts = (
         RECORD_VERSION,
         graph_hashes(bundle.manifest),
         program_digest(bundle.manifest),
         CONVERSION_VERSION,
-        config.digest(),
+        phantom.digest(),
         onnxruntime_version,
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -151,6 +152,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where to write the certificate.")],
     pairs: Annotated[int, typer.Option(help="Pairs of studies.", min=1)] = 50,
     first_seed: Annotated[int, typer.Option(help="Of the phantom.", min=0)] = 2_900_000,
+    anatomy: AnatomyOption = None,
     phantom: PhantomOption = None,
     inner_pairs: Annotated[
         int, typer.Option(help="Pairs to look inside the graphs with.", min=1)
@@ -171,7 +173,7 @@ def main(
             loaded,
             range(first_seed, first_seed + pairs),
             work or out.parent / "certify",
-            PhantomConfig.load(phantom) if phantom else DEFAULT,
+            chosen_phantom(loaded.manifest, anatomy, phantom),
             detailed_pairs=inner_pairs,
             threads=threads,
             follow=lambda left: track(left, "pairs", console=console),

@@ -4,41 +4,50 @@
 
 Writes ``studies.jsonl`` (a line per study; the command goes on from there when it is given again
 for the same bundle, engine and phantom), ``evaluation.json`` and plots. Seeds that the bundle was
-trained or validated on are refused.
+trained or validated on are refused. ``--phantom`` names a configuration of the bundle's anatomy,
+e.g. ``export/configs/ich-shifted.toml``: studies unlike those it was trained on.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from export.anatomies import ANATOMIES
 from export.command_line import PhantomOption, reported
 from export.datasets.generate import GriddedStudy, to_grid
 from export.datasets.labels import slab_label
 from export.evaluation_plots import write_plots
 from export.held_out import held_out
 from export.measures import SlabCase, StudyCase, summary
+from export.phantoms import AnatomyOption, chosen_phantom
 from export.training.validation import peak_hits
-from export.trivial import trivial_scores
 from pe_infer import Detector
 from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid
-from pe_infer.phantom.chest import DEFAULT, Embolus, PhantomConfig, PhantomStudy, generate_pair
+from pe_infer.phantom import Lesion, Phantom, SyntheticStudy, open_phantom
 from pe_infer.result import StudyResult
+
+CASE_VERSION: Final = 2  # of the lines in studies.jsonl
 
 
 def study_case(
     result: StudyResult,
-    study: PhantomStudy,
+    study: SyntheticStudy,
     gridded: GriddedStudy,
     truth: GriddedStudy,
-    largest: Embolus,
+    lesions: Sequence[Lesion],
+    *,
+    anatomy: str,
     grid: PatientGrid,
 ) -> StudyCase:
     """Compare a result with the truth.
@@ -49,7 +58,8 @@ def study_case(
         gridded: The phantom on the patient grid.
         truth: The positive study of the pair on the grid; its mask is the control for the negative
             one.
-        largest: The largest embolus of the pair.
+        lesions: Of the positive study of the pair, largest first.
+        anatomy: Of the phantom.
         grid: The patient grid.
 
     Raises:
@@ -60,27 +70,28 @@ def study_case(
             f"phantom {study.seed} was not processed: {result.not_processed}",
             code=Code.INVALID_ARGUMENT,
         )
-    clot = truth.mask.sum(axis=(1, 2))
+    knows = ANATOMIES[anatomy]
+    pixels = truth.mask.sum(axis=(1, 2))
     place = {int(p): i for i, p in enumerate(truth.positions_um)}
     slabs: list[SlabCase] = []
     gated_positives = 0
     for evidence in result.evidence:
         middle = place[round(evidence.position_mm * 1000)]
-        label = slab_label(clot, middle, grid.planes_per_slab)
-        at_clot = label == "positive"
-        gated_positives += evidence.gated and at_clot and study.positive
+        label = slab_label(pixels, middle, grid.planes_per_slab, knows.lesion_pixels)
+        at_lesion = label == "positive"
+        gated_positives += evidence.gated and at_lesion and study.positive
         if evidence.probability is None or evidence.attention is None or label == "dropped":
             continue
         values = evidence.attention.values
         slabs.append(
             SlabCase(
                 position_mm=evidence.position_mm,
-                positive=at_clot and study.positive,
-                at_clot=at_clot,
-                clot_pixels=int(clot[middle]),
+                positive=at_lesion and study.positive,
+                at_lesion=at_lesion,
+                lesion_pixels=int(pixels[middle]),
                 probability=evidence.probability,
                 peak=float(values.max()),
-                hit=peak_hits(values, truth.mask[middle], grid.spacing_mm) if at_clot else None,
+                hit=peak_hits(values, truth.mask[middle], grid.spacing_mm) if at_lesion else None,
             )
         )
     return StudyCase(
@@ -89,19 +100,21 @@ def study_case(
         probability=result.probability,
         called=result.positive,
         threshold=result.operating_point.threshold,
-        largest_mm3=largest.volume_mm3,
-        largest_place=largest.place,
+        largest_mm3=lesions[0].volume_mm3,
+        largest_place=lesions[0].place,
+        largest_kind=lesions[0].kind,
+        kinds=sorted({lesion.kind for lesion in lesions}),
         seconds_after_last_slice=result.timings.last_slice_to_result_s,
         gated_positives=gated_positives,
         slabs=slabs,
-        trivial=trivial_scores(gridded.hu),
+        trivial=knows.scores(gridded.hu, gridded.positions_um, grid),
     )
 
 
-def evaluate_pair(detector: Detector, seed: int, config: PhantomConfig) -> list[StudyCase]:
-    """Both studies of one patient through the detector: with emboli, then without."""
+def evaluate_pair(detector: Detector, seed: int, phantom: Phantom) -> list[StudyCase]:
+    """Both studies of one patient through the detector: with lesions, then without."""
     grid = detector.bundle.manifest.grid
-    negative, positive = generate_pair(seed, config)
+    negative, positive = phantom.pair(seed)
     truth = to_grid(positive, grid)
     return [
         study_case(
@@ -109,8 +122,9 @@ def evaluate_pair(detector: Detector, seed: int, config: PhantomConfig) -> list[
             study,
             truth if study.positive else to_grid(study, grid),
             truth,
-            positive.emboli[0],
-            grid,
+            positive.lesions,
+            anatomy=phantom.anatomy,
+            grid=grid,
         )
         for study in (positive, negative)
     ]
@@ -131,12 +145,53 @@ def read_cases(path: Path) -> list[StudyCase]:
     return [case for case in cases if seeds.count(case.seed) == 2]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What a process needs to evaluate pairs on its own."""
+
+    bundle: str
+    engine: str
+    threads: int | None
+    anatomy: str
+    configuration: Path | None
+
+
+_own: dict[str, Any] = {}  # of a worker process: its detector and its phantom
+
+
+def _open_worker(settings: WorkerSettings) -> None:
+    _own["stack"] = ExitStack()
+    _own["detector"] = _own["stack"].enter_context(
+        Detector(settings.bundle, engine=settings.engine, threads=settings.threads)
+    )
+    _own["phantom"] = open_phantom(settings.anatomy, settings.configuration)
+
+
+def _pair_in_worker(seed: int) -> list[StudyCase]:
+    return evaluate_pair(_own["detector"], seed, _own["phantom"])
+
+
+def evaluated(
+    seeds: Sequence[int], settings: WorkerSettings, workers: int
+) -> Iterator[list[StudyCase]]:
+    """Pairs in the order in which processes are done with them."""
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_open_worker, initargs=(settings,)
+    ) as pool:
+        jobs = [pool.submit(_pair_in_worker, seed) for seed in seeds]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def run(
     detector: Detector,
     seeds: Sequence[int],
     out: Path,
-    config: PhantomConfig,
-    follow: Callable[[Sequence[int]], Iterable[int]],
+    phantom: Phantom,
+    pairs_of: Callable[[Sequence[int]], Iterable[list[StudyCase]]],
 ) -> list[StudyCase]:
     """Evaluate every pair that is not there yet.
 
@@ -144,32 +199,35 @@ def run(
         detector: The bundle on an engine.
         seeds: Of the phantom.
         out: Folder; cases are kept in one of its own for every bundle, engine and phantom.
-        config: Of the phantom.
-        follow: Passes the seeds that are left through, e.g. to show progress.
+        phantom: What the bundle is shown.
+        pairs_of: Evaluates the pairs of the seeds that are left, in any order.
 
     Returns:
-        Both studies of every pair of ``seeds`` that is done.
+        Both studies of every pair of ``seeds`` that is done, by seed, the positive one first.
     """
-    folder = out / case_folder(detector, config)
+    folder = out / case_folder(detector, phantom)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "studies.jsonl"
     cases = read_cases(path)
     path.write_text("".join(map(_line, cases)))  # without what was cut short
     done = {case.seed for case in cases}
-    for seed in follow([s for s in seeds if s not in done]):
-        pair = evaluate_pair(detector, seed, config)
-        with path.open("a") as file:
-            file.writelines(map(_line, pair))
-        cases += pair
+    if left := [seed for seed in seeds if seed not in done]:
+        for pair in pairs_of(left):
+            with path.open("a") as file:
+                file.writelines(map(_line, pair))
+            cases += pair
     wanted = set(seeds)
-    return [case for case in cases if case.seed in wanted]
+    return sorted(
+        (case for case in cases if case.seed in wanted),
+        key=lambda case: (case.seed, not case.positive),
+    )
 
 
-def case_folder(detector: Detector, config: PhantomConfig) -> str:
+def case_folder(detector: Detector, phantom: Phantom) -> str:
     """Name of the folder of what one bundle, engine and arithmetic says of one kind of phantom."""
     info, bundle = detector.compiled.info, detector.bundle.sha256
     precision = "-".join(sorted(set(info.precision.values())))
-    return f"{bundle[:12]}-{info.name}-{precision}-{config.digest()[:8]}"
+    return f"{bundle[:12]}-{info.name}-{precision}-{phantom.digest()[:8]}-{CASE_VERSION}"
 
 
 def _line(case: StudyCase) -> str:
@@ -182,35 +240,56 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     pairs: Annotated[int, typer.Option(help="Pairs of studies.", min=1)] = 100,
     first_seed: Annotated[int, typer.Option(help="Of the phantom.")] = 3_000_000,
+    anatomy: AnatomyOption = None,
     phantom: PhantomOption = None,
     engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the engine.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes; with more than one, each has one engine thread.", min=1)
+    ] = 1,
 ) -> None:
     """Evaluate a bundle on pairs of synthetic studies."""
     console = Console()
     seeds = range(first_seed, first_seed + pairs)
-    with reported(console):
-        config = PhantomConfig.load(phantom) if phantom else DEFAULT
-        with Detector(bundle, engine=engine, threads=threads) as detector:
-            training = detector.bundle.manifest.training
-            unseen = held_out(training, seeds)
-            cases = run(
-                detector, seeds, out, config, lambda left: track(left, "pairs", console=console)
+    threads = threads or (1 if workers > 1 else None)
+    with reported(console), Detector(bundle, engine=engine, threads=threads) as detector:
+        manifest = detector.bundle.manifest
+        shown = chosen_phantom(manifest, anatomy, phantom)
+        unseen = held_out(manifest.training, seeds)
+        settings = WorkerSettings(
+            bundle=bundle,
+            engine=engine,
+            threads=threads,
+            anatomy=shown.anatomy,
+            configuration=phantom,
+        )
+
+        def pairs_of(left: Sequence[int]) -> Iterable[list[StudyCase]]:
+            found = (
+                (evaluate_pair(detector, seed, shown) for seed in left)
+                if workers == 1
+                else evaluated(left, settings, workers)
             )
+            return track(found, "pairs", total=len(left), console=console)
+
+        cases = run(detector, seeds, out, shown, pairs_of)
     info = detector.compiled.info
     result = {
         "bundle_hash": detector.bundle.sha256,
-        "checkpoints": checkpoint_hashes(training),
+        "checkpoints": checkpoint_hashes(manifest.training),
         "engine": f"{info.name} {info.version}",
         "precision": dict(info.precision),
         "pairs": pairs,
         "first_seed": first_seed,
         "held_out": unseen,
-        "phantom_configuration": config.digest(),
-        **summary(cases),
+        "anatomy": shown.anatomy,
+        "lesions": shown.lesion_name,
+        "phantom_configuration": shown.digest(),
+        "shifted": shown.digest() != open_phantom(shown.anatomy).digest(),
+        **summary(cases, ANATOMIES[shown.anatomy]),
     }
     (out / "evaluation.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    write_plots(cases, out)
+    write_plots(cases, out, lesion_name=shown.lesion_name)
     console.print(_table(result))
 
 
@@ -230,15 +309,18 @@ def _table(result: Mapping[str, Any]) -> Table:
         table.add_row(f"AUC of {name} (no network)", f"{number:.3f}", f"paired order {order:.3f}")
     slabs = result["positive_slabs"]
     table.add_row("positive slabs", str(slabs["scored"]), f"{slabs['gated']} more were gated")
-    for row in result["by_place"]:
+    for grouping, rows in result["by_largest"].items():
+        for row in rows:
+            low, high = row["auc"]["interval"]
+            table.add_row(
+                f"AUC by {grouping} of the largest: {row['group']} ({row['studies']} studies, "
+                f"{row['verdicts_right']} verdicts right)",
+                f"{row['auc']['value']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+            )
+    for row in result["by_slab_size"]:
         table.add_row(
-            f"largest embolus {row['place']} ({row['studies']} studies)",
-            f"AUC {row['auc']:.3f}",
-            f"{row['verdicts_right']} verdicts right",
-        )
-    for row in result["by_clot_size"]:
-        table.add_row(
-            f"clots from {row['from_px']} px ({row['slabs']} slabs)",
+            f"slabs from {row['from_px']} px ({row['slabs']} slabs)",
             f"AUC {row['auc_against_twins']:.3f}",
             f"hit {row['hit']:.2f}, control {row['control']:.2f}",
         )

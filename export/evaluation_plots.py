@@ -11,12 +11,13 @@ from export.measures import StudyCase
 SIZE = (5.0, 4.5)
 
 
-def write_plots(studies: Sequence[StudyCase], folder: Path) -> None:
+def write_plots(studies: Sequence[StudyCase], folder: Path, *, lesion_name: str) -> None:
     """Write ``roc.png`` (studies and slabs) and ``probabilities.png`` to a folder.
 
     Args:
         studies: At least one pair, all at one threshold.
         folder: Must be there.
+        lesion_name: What the positive ones have, in the plural.
     """
     slabs = [slab for study in studies for slab in study.slabs]
     figure = Figure(figsize=SIZE)
@@ -35,7 +36,7 @@ def write_plots(studies: Sequence[StudyCase], folder: Path) -> None:
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     edges = [i / 20 for i in range(21)]
-    for name, positive in (("emboli", True), ("no emboli", False)):
+    for name, positive in ((lesion_name, True), (f"no {lesion_name}", False)):
         chosen = [s.probability for s in studies if s.positive is positive]
         axes.hist(chosen, bins=edges, alpha=0.6, label=name)
     axes.axvline(studies[0].threshold, color="black", linewidth=0.8, label="threshold")

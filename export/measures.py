@@ -1,11 +1,11 @@
 """What a bundle said of synthetic studies, compared with the truth: numbers and their intervals.
 
-Studies come in pairs, a patient with emboli and the same patient without. Intervals are 95 %
+Studies come in pairs, a patient with lesions and the same patient without. Intervals are 95 %
 bootstrap intervals over patients: both studies of a pair are drawn together.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,34 +17,33 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from export.datasets.labels import MIN_CLOT_PIXELS
-from export.trivial import NAMES
+from export.anatomies import Anatomy, Grouping, Largest
 
 BOOTSTRAPS = 1000
-SIZES_PX = (MIN_CLOT_PIXELS, 50, 150, 500, 10**9)
+SIZES_PX = (50, 150, 500, 10**9)  # lesion pixels of a plane, after what makes it positive
 COMBINED = "all of these together"  # logistic regression, cross-validated over patients
 FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlabCase:
-    """One slab: positive, or the same place in the patient without emboli, or negative.
+    """One slab: positive, or the same place in the patient without lesions, or negative.
 
     Attributes:
         position_mm: Of the middle plane.
-        positive: Whether the middle plane shows enough clot.
-        at_clot: Whether it is positive, or the twin of a positive slab.
-        clot_pixels: Clot pixels of the middle plane (of the positive twin).
-        probability: Stage-1 probability.
+        positive: Whether the middle plane shows enough of a lesion.
+        at_lesion: Whether it is positive, or the twin of a positive slab.
+        lesion_pixels: Lesion pixels of the middle plane (of the positive twin).
+        probability: What the bundle says of the slab.
         peak: Highest value of the raw attention map.
-        hit: Whether the attention peak lies within 10 mm of the clot (of the positive twin);
+        hit: Whether the attention peak lies within 10 mm of the lesion (of the positive twin);
             ``None`` elsewhere.
     """
 
     position_mm: float
     positive: bool
-    at_clot: bool
-    clot_pixels: int
+    at_lesion: bool
+    lesion_pixels: int
     probability: float
     peak: float
     hit: bool | None
@@ -56,12 +55,14 @@ class StudyCase:
 
     Attributes:
         seed: Of the phantom.
-        positive: Whether the study has emboli.
+        positive: Whether the study has lesions.
         probability: What the bundle said.
         called: Whether that reaches the threshold.
         threshold: Of the operating point.
-        largest_mm3: Volume of the largest embolus of the patient, in both studies of the pair.
-        largest_place: Its artery.
+        largest_mm3: Volume of the largest lesion of the patient, in both studies of the pair.
+        largest_place: Where it is.
+        largest_kind: What it is.
+        kinds: What all lesions of the patient are.
         seconds_after_last_slice: From the last slice to the result.
         gated_positives: Positive slabs that the gate kept from the network: no slab measure has
             them.
@@ -76,10 +77,17 @@ class StudyCase:
     threshold: float
     largest_mm3: float
     largest_place: str
+    largest_kind: str
+    kinds: list[str]
     seconds_after_last_slice: float
     gated_positives: int
     slabs: list[SlabCase] = field(default_factory=list)
     trivial: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def largest(self) -> Largest:
+        """The largest lesion of the patient."""
+        return Largest(kind=self.largest_kind, place=self.largest_place, mm3=self.largest_mm3)
 
 
 def auc(truth: Sequence[bool], scores: Sequence[float]) -> float:
@@ -116,41 +124,69 @@ def measures(studies: Sequence[StudyCase]) -> dict[str, float]:
     }
 
 
-def summary(studies: Sequence[StudyCase], *, seed: int = 0) -> dict[str, Any]:
-    """Measures with intervals, by clot size and place, and of the trivial scores.
+def group_measures(studies: Sequence[StudyCase]) -> dict[str, float]:
+    """Those of a group of patients: see `measures`."""
+    hits = [s.hit for c in studies for s in c.slabs if s.positive and s.hit is not None]
+    return {
+        "auc": auc([s.positive for s in studies], [s.probability for s in studies]),
+        "sensitivity": _share([s.called for s in studies if s.positive]),
+        "peak_hit": _share(hits),
+    }
+
+
+def with_intervals(
+    studies: Sequence[StudyCase],
+    measure: Callable[[Sequence[StudyCase]], Mapping[str, float]],
+    rng: np.random.Generator,
+) -> dict[str, dict[str, Any]]:
+    """Name to value and interval; what the studies do not define is left out.
 
     Args:
-        studies: Both studies of every pair.
-        seed: Of the bootstrap.
-
-    Returns:
-        Values for JSON. Measures that the studies do not define are left out.
+        studies: Both studies of every pair, at least one.
+        measure: What to measure.
+        rng: Of the bootstrap.
     """
     by_seed: dict[int, list[StudyCase]] = {}
     for study in studies:
         by_seed.setdefault(study.seed, []).append(study)
     pairs = list(by_seed.values())
-    rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {}
     for _ in range(BOOTSTRAPS):
         chosen = rng.integers(len(pairs), size=len(pairs))
-        for name, value in measures([s for i in chosen for s in pairs[int(i)]]).items():
+        for name, value in measure([s for i in chosen for s in pairs[int(i)]]).items():
             drawn.setdefault(name, []).append(value)
-    result: dict[str, Any] = {
+    return {
         name: {
             "value": value,
             "interval": [float(q) for q in np.nanquantile(drawn[name], [0.025, 0.975])],
         }
-        for name, value in measures(studies).items()
+        for name, value in measure(studies).items()
         if not math.isnan(value)
     }
+
+
+def summary(studies: Sequence[StudyCase], anatomy: Anatomy, *, seed: int = 0) -> dict[str, Any]:
+    """Measures with intervals, by lesion and by size in the plane, and of the trivial scores.
+
+    Args:
+        studies: Both studies of every pair.
+        anatomy: Says how lesions are grouped.
+        seed: Of the bootstrap.
+
+    Returns:
+        Values for JSON. Measures that the studies do not define are left out.
+    """
+    rng = np.random.default_rng(seed)
+    result: dict[str, Any] = dict(with_intervals(studies, measures, rng))
     result["positive_slabs"] = {
         "scored": sum(slab.positive for study in studies for slab in study.slabs),
         "gated": sum(study.gated_positives for study in studies),
     }
     result |= trivial_measures(studies)
-    result["by_clot_size"] = _by_size(studies)
-    result["by_place"] = _by_place(studies)
+    result["by_largest"] = {
+        name: _by_group(studies, grouping, rng) for name, grouping in anatomy.groupings.items()
+    }
+    result["by_slab_size"] = _by_size(studies, anatomy.lesion_pixels)
     return result
 
 
@@ -158,13 +194,14 @@ def trivial_measures(studies: Sequence[StudyCase]) -> dict[str, dict[str, float]
     """AUC and order within pairs of the scores that need no network.
 
     A single score is taken in the direction that suits it, so that it is never below 0.5. Within a
-    pair everything but the emboli is equal: there even the mean of all voxels knows which study has
-    them. ``paired_order`` of a bundle has to be read beside these.
+    pair everything but the lesions is equal: there even the mean of all voxels knows which study
+    has them. ``paired_order`` of a bundle has to be read beside these.
     """
     truth = [s.positive for s in studies]
     aucs: dict[str, float] = {}
     orders: dict[str, float] = {}
-    for name in NAMES:
+    names = list(studies[0].trivial)
+    for name in names:
         scores = [s.trivial[name] for s in studies]
         value, order = auc(truth, scores), _paired_order(studies, scores)
         aucs[name], orders[name] = max(value, 1.0 - value), max(order, 1.0 - order)
@@ -172,7 +209,7 @@ def trivial_measures(studies: Sequence[StudyCase]) -> dict[str, dict[str, float]
     if folds > 1:
         scores = cross_val_predict(
             make_pipeline(StandardScaler(), LogisticRegression()),
-            [[s.trivial[name] for name in NAMES] for s in studies],
+            [[s.trivial[name] for name in names] for s in studies],
             truth,
             groups=[s.seed for s in studies],
             cv=GroupKFold(folds),
@@ -187,7 +224,7 @@ def _share(values: Sequence[bool]) -> float:
 
 
 def _paired_order(studies: Sequence[StudyCase], scores: Sequence[float]) -> float:
-    """Share of patients whose study with emboli has the higher score; equal ones count half."""
+    """Share of patients whose study with lesions has the higher score; equal ones count half."""
     scored = list(zip(studies, scores, strict=True))
     positives = [(s.seed, v) for s, v in scored if s.positive]
     negatives = [(s.seed, v) for s, v in scored if not s.positive]
@@ -199,30 +236,26 @@ def _paired_order(studies: Sequence[StudyCase], scores: Sequence[float]) -> floa
     return float(np.mean(orders))
 
 
-def _by_place(studies: Sequence[StudyCase]) -> list[dict[str, float | int | str]]:
-    """Verdicts by the artery of the largest embolus of the patient."""
-    rows: list[dict[str, float | int | str]] = []
-    for name, wanted in (("lobar or larger", False), ("segmental or smaller", True)):
-        chosen = [s for s in studies if ("segmental" in s.largest_place) is wanted]
+def _by_group(
+    studies: Sequence[StudyCase], grouping: Grouping, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Verdicts by the largest lesion of the patient; groups that nobody is in are left out."""
+    rows: list[dict[str, Any]] = []
+    for group in grouping.groups:
+        chosen = [s for s in studies if grouping.group_of(s.largest) == group]
         if chosen:
-            rows.append(
-                {
-                    "place": name,
-                    "studies": len(chosen),
-                    "verdicts_right": sum(s.called is s.positive for s in chosen),
-                    "auc": auc([s.positive for s in chosen], [s.probability for s in chosen]),
-                    "sensitivity": _share([s.called for s in chosen if s.positive]),
-                }
-            )
+            right = sum(s.called is s.positive for s in chosen)
+            found = with_intervals(chosen, group_measures, rng)
+            rows.append({"group": group, "studies": len(chosen), "verdicts_right": right, **found})
     return rows
 
 
-def _by_size(studies: Sequence[StudyCase]) -> list[dict[str, float | int]]:
-    """Slabs by the clot pixels of their middle plane, against their own twins."""
+def _by_size(studies: Sequence[StudyCase], least: int) -> list[dict[str, float | int]]:
+    """Slabs by the lesion pixels of their middle plane, against their own twins."""
     rows: list[dict[str, float | int]] = []
-    at_clot = [slab for study in studies for slab in study.slabs if slab.at_clot]
-    for low, high in pairwise(SIZES_PX):
-        slabs = [s for s in at_clot if low <= s.clot_pixels < high]
+    at_lesion = [slab for study in studies for slab in study.slabs if slab.at_lesion]
+    for low, high in pairwise((least, *SIZES_PX)):
+        slabs = [s for s in at_lesion if low <= s.lesion_pixels < high]
         positives = [s for s in slabs if s.positive]
         twins = [s for s in slabs if not s.positive]
         if positives and twins:

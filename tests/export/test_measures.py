@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from export.anatomies import ANATOMIES, Largest
 from export.evaluate import read_cases
 from export.held_out import held_out
 from export.measures import COMBINED, SlabCase, StudyCase, auc, measures, summary, trivial_measures
-from export.trivial import NAMES
+from export.training.config import DataSettings, load_settings
 from pe_infer.errors import ConfigurationError
+from pe_infer.phantom import ANATOMIES as PHANTOMS
+
+CONFIGS = Path(__file__).parents[2] / "export" / "configs"
+CHEST, HEAD = ANATOMIES["chest"], ANATOMIES["head"]
+NAMES = ("mean HU", "noise", "bright volume")
 
 
 def case(
@@ -24,12 +30,12 @@ def case(
     hit: bool = True,
     trivial: Callable[[], float] = lambda: 0.0,
 ) -> StudyCase:
-    """A study with one slab at a clot (of the twin)."""
+    """A study with one slab at a lesion (of the twin)."""
     slab = SlabCase(
         position_mm=1.0,
         positive=positive,
-        at_clot=True,
-        clot_pixels=30,
+        at_lesion=True,
+        lesion_pixels=30,
         probability=probability,
         peak=probability,
         hit=hit,
@@ -40,8 +46,10 @@ def case(
         probability=probability,
         called=probability > 0.5,
         threshold=0.5,
-        largest_mm3=1.0,
+        largest_mm3=30_000.0 if seed % 2 else 1_000.0,
         largest_place="left lower segmental" if seed % 2 else "right main",
+        largest_kind="subdural" if seed % 2 else "epidural",
+        kinds=["epidural", "subdural"],
         seconds_after_last_slice=0.1,
         gated_positives=int(positive),
         slabs=[slab],
@@ -52,9 +60,9 @@ def case(
 def pairs_of(positive: list[float], negative: list[float]) -> list[StudyCase]:
     """Pairs with these probabilities."""
     return [
-        case(seed, (positive if with_emboli else negative)[seed], positive=with_emboli)
+        case(seed, (positive if with_lesions else negative)[seed], positive=with_lesions)
         for seed in range(len(positive))
-        for with_emboli in (True, False)
+        for with_lesions in (True, False)
     ]
 
 
@@ -86,17 +94,49 @@ def test_hits_count_all_positive_slabs_and_controls_all_of_their_twins() -> None
     found = measures(studies)
     assert (found["peak_hit"], found["peak_control"]) == (0.75, 0.25)
     assert (found["sensitivity"], found["specificity"]) == (0.5, 0.75)
-    result = summary(studies)
+    result = summary(studies, CHEST)
     assert result["positive_slabs"] == {"scored": 4, "gated": 4}
-    (row,) = result["by_clot_size"]
+    (row,) = result["by_slab_size"]
     assert (row["slabs"], row["hit"], row["control"]) == (4, 0.75, 0.25)
-    assert [row["studies"] for row in result["by_place"]] == [4, 4]
-    assert [row["verdicts_right"] for row in result["by_place"]] == [2, 3]
+
+
+def test_patients_are_grouped_by_their_largest_lesion() -> None:
+    studies = pairs_of([0.9, 0.3, 0.8, 0.6], [0.1, 0.35, 0.2, 0.4])
+    for anatomy, grouping, groups in (
+        (CHEST, "place", ["lobar or larger", "segmental or smaller"]),
+        (CHEST, "volume", ["0.5 to 2 ml", "from 2 ml"]),
+        (HEAD, "type", ["epidural", "subdural"]),
+        (HEAD, "volume", ["1 to 5 ml", "from 25 ml"]),
+    ):
+        rows = summary(studies, anatomy)["by_largest"][grouping]
+        assert [row["group"] for row in rows] == groups
+        assert [row["studies"] for row in rows] == [4, 4]
+        assert [row["verdicts_right"] for row in rows] == [4, 3]
+        assert [row["auc"]["value"] for row in rows] == [1.0, 0.5]
+        assert [row["sensitivity"]["value"] for row in rows] == [1.0, 0.5]
+        low, high = rows[1]["auc"]["interval"]
+        assert low <= 0.5 <= high
+        assert rows[0]["peak_hit"]["value"] == 1.0
+        json.dumps(rows, allow_nan=False)
+
+
+def test_every_group_has_a_name() -> None:
+    volume = HEAD.groupings["volume"]
+    assert volume.groups == ("below 1 ml", "1 to 5 ml", "5 to 25 ml", "from 25 ml")
+    found = [volume.group_of(Largest(kind="", place="", mm3=v)) for v in (999.0, 1e3, 24e3, 25e3)]
+    assert tuple(found) == volume.groups
+    assert set(ANATOMIES) == set(PHANTOMS)
+
+
+def test_a_slab_of_the_evaluation_is_positive_as_in_training() -> None:
+    for data in ("pe-data.toml", "ich-data.toml"):
+        settings = load_settings(CONFIGS / data, DataSettings)
+        assert ANATOMIES[settings.phantom].lesion_pixels == settings.min_pixels
 
 
 def test_both_studies_of_a_pair_are_drawn_together() -> None:
     values = np.linspace(0.05, 0.95, 20).tolist()
-    result = summary(pairs_of(values, values))
+    result = summary(pairs_of(values, values), CHEST)
     # Twins that score alike: every sample of whole pairs has an AUC of 0.5, others do not.
     assert [result["study_auc"]["value"], *result["study_auc"]["interval"]] == pytest.approx(
         [0.5] * 3
@@ -116,7 +156,7 @@ def test_what_the_studies_do_not_define_is_left_out() -> None:
     bare = [
         StudyCase(**{**asdict(study), "slabs": []}) for study in pairs_of([0.9, 0.8], [0.1, 0.2])
     ]
-    result = summary(bare)
+    result = summary(bare, HEAD)
     assert result["study_auc"]["value"] == 1.0
     assert not {"slab_auc", "slab_peak_auc", "peak_hit", "peak_control"} & set(result)
     json.dumps(result, allow_nan=False)

@@ -1,6 +1,5 @@
 """Measuring what float16 costs: graphs whose errors are known."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,21 @@ import numpy as np
 import pytest
 import toy_bundles as toy
 from onnx import helper
+from phantoms import coarse_phantom
 
 from export.certificate_summary import StudyRecord, summarise
 from export.certify import run, work_folder
+from export.phantoms import chosen_phantom
 from export.precision import Comparison, Inside, Measured
 from export.spread import LARGEST_FLOAT32, Spread
 from pe_infer.bundle import Bundle
 from pe_infer.bundle_check import build_bundle
 from pe_infer.certificate import STEPS, Certificate, TensorError, graph_hashes, program_digest
 from pe_infer.engines.base import EngineOptions, select
-from pe_infer.errors import ConfigurationError, InputError
+from pe_infer.errors import ConfigurationError, InputError, ScopeError
 from pe_infer.executor import StudyOutputs
 from pe_infer.manifest import Manifest
-from pe_infer.phantom.chest import DEFAULT, PhantomConfig
+from pe_infer.phantom import Phantom, open_phantom
 
 RUNTIME = select("onnxruntime", EngineOptions(precision="float32", threads=1))
 COUNT = 12
@@ -352,14 +353,12 @@ def test_what_is_not_finite_counts_as_the_largest() -> None:
 
 
 @pytest.fixture(scope="module")
-def coarse() -> PhantomConfig:
+def coarse() -> Phantom:
     """Few, coarse slices."""
-    return dataclasses.replace(
-        DEFAULT, matrix=96, pixel_spacing_mm=(4.0, 4.0), slice_spacing_mm=(5.0, 5.0)
-    )
+    return coarse_phantom("chest")
 
 
-def test_goes_on_and_sums_up_what_others_measured(tmp_path: Path, coarse: PhantomConfig) -> None:
+def test_goes_on_and_sums_up_what_others_measured(tmp_path: Path, coarse: Phantom) -> None:
     bundle = toy.write_toy(tmp_path / "toy")
     asked: list[list[int]] = []
 
@@ -388,7 +387,7 @@ def test_goes_on_and_sums_up_what_others_measured(tmp_path: Path, coarse: Phanto
 
 
 def test_pairs_of_other_graphs_thresholds_phantoms_and_runtimes_lie_elsewhere(
-    tmp_path: Path, coarse: PhantomConfig
+    tmp_path: Path, coarse: Phantom
 ) -> None:
     bundle = toy.write_toy(tmp_path / "toy")
     weights = bundle_with(tmp_path / "weights", {"up.onnx": toy.recurrence(77)})
@@ -401,7 +400,7 @@ def test_pairs_of_other_graphs_thresholds_phantoms_and_runtimes_lie_elsewhere(
     folders = [
         work_folder(bundle, coarse, "1.30"),
         work_folder(bundle, coarse, "1.31"),
-        work_folder(bundle, DEFAULT, "1.30"),
+        work_folder(bundle, open_phantom("chest"), "1.30"),
         work_folder(weights, coarse, "1.30"),
         work_folder(stricter, coarse, "1.30"),
     ]
@@ -409,7 +408,7 @@ def test_pairs_of_other_graphs_thresholds_phantoms_and_runtimes_lie_elsewhere(
     assert work_folder(renamed, coarse, "1.30") == folders[-1]
 
 
-def test_measures_again_what_was_not_looked_into(tmp_path: Path, coarse: PhantomConfig) -> None:
+def test_measures_again_what_was_not_looked_into(tmp_path: Path, coarse: Phantom) -> None:
     bundle = toy.write_toy(tmp_path / "toy")
     asked: list[list[int]] = []
 
@@ -429,9 +428,33 @@ def test_measures_again_what_was_not_looked_into(tmp_path: Path, coarse: Phantom
     assert asked == [[7, 8], [8]]
 
 
-def test_seeds_of_the_training_are_refused(tmp_path: Path, coarse: PhantomConfig) -> None:
+def test_seeds_of_the_training_are_refused(tmp_path: Path, coarse: Phantom) -> None:
     document, files = toy.pe_like()
     document["training"] = {"seeds": {"training of stage 1": [0, 10]}}
     bundle = build_bundle(tmp_path / "toy", document, files)
     with pytest.raises(ConfigurationError, match="the bundle used 0 to 9 for training"):
         run(bundle, [9], tmp_path, coarse, detailed_pairs=1, threads=1, follow=lambda left: left)
+
+
+def test_a_head_is_measured_like_a_chest(tmp_path: Path) -> None:
+    document, files = toy.radnet_like()
+    document["scope"]["body_part"] = ["HEAD"]
+    bundle = build_bundle(tmp_path / "toy", document, files)
+    coarse = coarse_phantom("head")
+    assert chosen_phantom(bundle.manifest).anatomy == "head"
+    found = run(
+        bundle, [7], tmp_path, coarse, detailed_pairs=1, threads=1, follow=lambda left: left
+    )
+    assert (found.studies, found.inner_studies) == (2, 2)
+    assert found.phantom_configuration == coarse.digest()
+
+
+def test_a_phantom_that_the_bundle_was_not_made_for_is_refused(tmp_path: Path) -> None:
+    chests = toy.write_toy(tmp_path / "chests").manifest
+    assert chosen_phantom(chests, "chest").anatomy == "chest"
+    with pytest.raises(ScopeError, match="BodyPartExamined"):
+        chosen_phantom(chests, "head")
+    anything = Bundle.load(toy.make(tmp_path / "anything", scope={})).manifest
+    with pytest.raises(ConfigurationError, match="all fit its scope"):
+        chosen_phantom(anything)
+    assert chosen_phantom(anything, "head").anatomy == "head"
