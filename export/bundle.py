@@ -259,6 +259,9 @@ def make_bundle(
     trained: Trained,
     folder: Path,
     evaluation: Mapping[str, Any] | None = None,
+    *,
+    shifted: Mapping[str, Any] | None = None,
+    ablation: str | None = None,
 ) -> tuple[Bundle, ParityReport]:
     """Export, check and write.
 
@@ -268,6 +271,8 @@ def make_bundle(
         folder: Of the bundle.
         evaluation: What ``export.evaluate`` wrote for these weights, if anything; it goes into the
             model card.
+        shifted: The same on studies of another phantom configuration.
+        ablation: Markdown for the model card.
 
     Raises:
         InputError: The graphs do not compute what PyTorch computes, the evaluation is of other
@@ -276,12 +281,20 @@ def make_bundle(
     """
     _refuse_other_rule(settings.rule, trained)
     weights = checkpoint_hashes(trained.provenance)
-    if evaluation is not None and evaluation.get("checkpoints") != weights:
-        raise InputError(
-            f"the evaluation is of the checkpoints {evaluation.get('checkpoints')}, the bundle has "
-            f"{weights}. Evaluate these weights with 'python -m export.evaluate'.",
-            code=Code.INVALID_ARGUMENT,
-        )
+    for measured in (evaluation, shifted):
+        if measured is not None and measured.get("checkpoints") != weights:
+            raise InputError(
+                f"the evaluation is of the checkpoints {measured.get('checkpoints')}, the bundle "
+                f"has {weights}. Evaluate these weights with 'python -m export.evaluate'.",
+                code=Code.INVALID_ARGUMENT,
+            )
+    for measured, wanted in ((evaluation, False), (shifted, True)):
+        if measured is not None and measured.get("shifted", wanted) is not wanted:
+            raise InputError(
+                f"the evaluation is of phantom configuration {measured['phantom_configuration']}, "
+                "expected the default one as 'evaluation' and another one as 'shifted'",
+                code=Code.INVALID_ARGUMENT,
+            )
     grid = trained.data.grid
     graphs = trained.system.graphs(trained.stage1, trained.stage2, grid)
     codes = trained.system.golden(grid)
@@ -300,6 +313,8 @@ def make_bundle(
     )
     shapes = {name: values.shape[1:] for name, values in sequences.items()}
     document = manifest_of(settings, trained, graphs, shapes, evaluation)
+    if shifted:
+        document["training"]["shifted"] = dict(shifted)
     with tempfile.TemporaryDirectory() as scratch:
         files = export_graphs(graphs.nodes, Path(scratch))
         report = check_parity(graphs, files, study, assembly=assembly)
@@ -310,7 +325,7 @@ def make_bundle(
         document["training"]["parity"] = json.loads(json.dumps(asdict(report)))
         contents: dict[str, bytes | Path] = {path.name: path for path in files.values()}
         contents[GOLDEN_FILE] = golden.to_bytes()
-        contents[CARD_FILE] = model_card(document, trained.system.card).encode()
+        contents[CARD_FILE] = model_card(document, trained.system.card, ablation).encode()
         return write_bundle(folder, document, contents), report
 
 
@@ -377,13 +392,25 @@ def main(
     evaluation: Annotated[
         Path | None, typer.Option(help="evaluation.json of these weights, for the model card.")
     ] = None,
+    shifted: Annotated[
+        Path | None, typer.Option(help="The same of shifted studies, for the model card.")
+    ] = None,
+    ablation: Annotated[
+        Path | None, typer.Option(help="Markdown that export.ablation wrote, for the model card.")
+    ] = None,
 ) -> None:
     """Make a bundle of two checkpoints."""
     console = Console()
     with reported(console):
         settings = load_settings(config, BundleSettings)
-        measured = json.loads(evaluation.read_text()) if evaluation else None
-        bundle, report = make_bundle(settings, load_trained(checkpoints), out, measured)
+        bundle, report = make_bundle(
+            settings,
+            load_trained(checkpoints),
+            out,
+            json.loads(evaluation.read_text()) if evaluation else None,
+            shifted=json.loads(shifted.read_text()) if shifted else None,
+            ablation=ablation.read_text() if ablation else None,
+        )
     table = Table("graph", "kB", "difference from PyTorch", title=f"{bundle.folder}")
     for name, difference in report.nodes.items():
         table.add_row(name, f"{len(bundle.files[f'{name}.onnx']) / 1024:.0f}", f"{difference:.1e}")

@@ -14,14 +14,23 @@ HEADLINES = {
     "peak_control": "the same places in the patients without it (control)",
 }
 
+SHIFTED = (
+    "Studies drawn from other ranges than those of the training: another scanner and protocol,",
+    "other patients. The ranges were chosen before the evaluation.",
+)
 
-def model_card(document: Mapping[str, Any], what_it_is: Sequence[str]) -> str:
-    """Markdown text; every number in it comes from the manifest.
+
+def model_card(
+    document: Mapping[str, Any], what_it_is: Sequence[str], ablation: str | None = None
+) -> str:
+    """Markdown text; every number in it comes from the manifest, or from the ablation.
 
     Args:
         document: The manifest of the bundle; ``training.evaluation`` is what ``export.evaluate``
-            wrote, or ``None``.
+            wrote, or ``None``, and ``training.shifted`` what it wrote of another phantom
+            configuration, if anything.
         what_it_is: Lines about the system.
+        ablation: Markdown of what parts of the system contribute.
     """
     training = document["training"]
     lines = [
@@ -63,6 +72,10 @@ def model_card(document: Mapping[str, Any], what_it_is: Sequence[str]) -> str:
         )
     lines += ["", "## Evaluation", ""]
     lines += _evaluation(training.get("evaluation"))
+    if shifted := training.get("shifted"):
+        lines += ["", "## Evaluation on shifted studies", "", *SHIFTED, "", *_evaluation(shifted)]
+    if ablation:
+        lines += ["", "## Ablation", "", ablation.strip()]
     return "\n".join([*lines, ""])
 
 
@@ -84,7 +97,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     slabs = evaluation["positive_slabs"]
     lines = [
         f"On {count} pairs of synthetic studies {unseen} (seeds {first} to",
-        f"{first + count - 1}), with {evaluation['engine']}. {slabs['scored']} slabs are positive;",
+        f"{first + count - 1}, phantom configuration {_digest(evaluation)}), with",
+        f"{evaluation['engine']}. {slabs['scored']} slabs are positive;",
         f"{slabs['gated']} more did not pass the gate and are in no measure of slabs.",
         "",
         "| measure | value | 95 % interval |",
@@ -95,6 +109,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
             value = evaluation[key]
             low, high = value["interval"]
             lines.append(f"| {name} | {value['value']:.3f} | {low:.3f} to {high:.3f} |")
+    for grouping, rows in evaluation.get("by_largest", {}).items():
+        lines += _by_group(grouping, rows)
     trivial = evaluation.get("trivial_auc", {})
     if trivial:
         lines += [
@@ -107,3 +123,32 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
         ]
         lines += [f"| {name} | {value:.3f} |" for name, value in trivial.items()]
     return lines
+
+
+def _digest(evaluation: Mapping[str, Any]) -> str:
+    return str(evaluation["phantom_configuration"])[:12]
+
+
+def _by_group(grouping: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        f"By {grouping} of the patient's largest lesion; intervals are 95 %.",
+        "",
+        f"| {grouping} | studies | verdicts right | AUC | sensitivity | attention hits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        measured = " | ".join(
+            _with_interval(row.get(k)) for k in ("auc", "sensitivity", "peak_hit")
+        )
+        lines.append(
+            f"| {row['group']} | {row['studies']} | {row['verdicts_right']} | {measured} |"
+        )
+    return lines
+
+
+def _with_interval(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
+        return "-"
+    low, high = measured["interval"]
+    return f"{measured['value']:.2f} ({low:.2f} to {high:.2f})"

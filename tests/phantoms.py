@@ -6,17 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from pe_infer.geometry import Slice
-from pe_infer.phantom import Phantom
 from pe_infer.phantom.chest.phantom import ChestPhantom
 from pe_infer.phantom.head.phantom import HeadPhantom
 
 
-def coarse_phantom(anatomy: str) -> Phantom:
+def coarse_phantom(anatomy: str) -> ChestPhantom | HeadPhantom:
     """Few, coarse slices of 5 mm."""
-    kinds = {"chest": (ChestPhantom(), 4.0), "head": (HeadPhantom(), 2.5)}
-    phantom, pixel_mm = kinds[anatomy]
-    config = dataclasses.replace(phantom.config, matrix=96, pixel_spacing_mm=(pixel_mm, pixel_mm))
-    return dataclasses.replace(phantom, config=config).with_spacing(5.0)
+    if anatomy == "head":
+        head = HeadPhantom()
+        config = dataclasses.replace(head.config, matrix=96, pixel_spacing_mm=(2.5, 2.5))
+        return HeadPhantom(config).with_spacing(5.0)
+    chest = ChestPhantom()
+    return ChestPhantom(
+        dataclasses.replace(chest.config, matrix=96, pixel_spacing_mm=(4.0, 4.0))
+    ).with_spacing(5.0)
 
 
 def stored_means(slices: Sequence[Slice]) -> list[float]:

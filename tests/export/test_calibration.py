@@ -79,6 +79,19 @@ def evaluation(weights: dict[str, str]) -> dict[str, Any]:
         "pairs": 7,
         "first_seed": 4000,
         "held_out": True,
+        "shifted": False,
+        "phantom_configuration": "abc" * 10,
+        "by_largest": {
+            "type": [
+                {
+                    "group": "subdural",
+                    "studies": 12,
+                    "verdicts_right": 11,
+                    "auc": {"value": 0.871, "interval": [0.8, 0.93]},
+                    "sensitivity": {"value": 0.75, "interval": [0.5, 1.0]},
+                }
+            ]
+        },
         "positive_slabs": {"scored": 91, "gated": 3},
         "trivial_auc": {"mean HU": 0.541},
         **headlines,
@@ -105,7 +118,30 @@ def test_the_model_card_has_the_numbers_of_an_evaluation_of_these_weights(
     for text in ("7 pairs", "seeds 4000", "4006", "openvino 1.2.3", "91", "| mean HU | 0.541 |"):
         assert text in card
     assert "that training never saw" in card
+    assert "| subdural | 12 | 11 | 0.87 (0.80 to 0.93) | 0.75 (0.50 to 1.00) | - |" in card
+    assert "shifted" not in card
     document = Bundle.load(tmp_path).manifest.model_dump(mode="json")
     assert document["training"]["evaluation"] == json.loads(json.dumps(measured))
     document["training"]["evaluation"]["held_out"] = False
     assert "never saw" not in model_card(document, ["A network."])
+
+
+def test_the_model_card_has_shifted_studies_and_an_ablation(
+    checkpoints: list[Path], tmp_path: Path
+) -> None:
+    settings = load_settings(DEFAULT_CONFIG, BundleSettings)
+    trained = load_trained(checkpoints)
+    usual = evaluation(
+        {stage: trained.provenance[stage]["sha256"] for stage in ("stage1", "stage2")}
+    )
+    shifted = {**usual, "shifted": True, "first_seed": 9000}
+    for swapped in ({"evaluation": shifted}, {"shifted": usual}):
+        with pytest.raises(InputError, match="expected the default one"):
+            make_bundle(settings, trained, tmp_path, **swapped)
+    make_bundle(settings, trained, tmp_path, usual, shifted=shifted, ablation="| a | b |")
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    before, after = card.split("## Evaluation on shifted studies")
+    assert "seeds 4000" in before
+    assert "seeds 9000" in after
+    assert after.endswith("## Ablation\n\n| a | b |\n")
+    assert Bundle.load(tmp_path).manifest.training["shifted"]["first_seed"] == 9000

@@ -116,7 +116,7 @@ def check_pair(pair: list[StudyCase], phantom: Phantom, grid: PatientGrid) -> No
 
 def test_processes_say_what_one_says(head_bundle: Path, tmp_path: Path) -> None:
     configuration = tmp_path / "coarse.toml"
-    config = coarse_phantom("head").config  # type: ignore[attr-defined]
+    config = coarse_phantom("head").config
     lines = [f"{name} = {value}" for name, value in config.to_mapping().items()]
     configuration.write_text("\n".join(lines))
     settings = WorkerSettings(
