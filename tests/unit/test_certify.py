@@ -1,5 +1,6 @@
 """Measuring what float16 costs: graphs whose errors are known."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
