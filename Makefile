@@ -89,7 +89,7 @@ schemas: $(VENV)/installed  ## write docs/*.schema.json
 gpu-tables: $(VENV)/test  ## write the tables of docs/gpu.md (computed from the shipped graphs)
 	$(BIN)/python -m benchmarks.roofline --write
 
-bench: $(VENV)/installed  ## latency of a 300-slice study on this machine
+bench: $(VENV)/installed  ## latency on this machine: a study for every shipped bundle
 	$(BIN)/python benchmarks/latency.py
 
 clean:  ## remove everything that was built

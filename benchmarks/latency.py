@@ -1,12 +1,13 @@
-"""Latency of a 300-slice study on this machine, and of the obvious alternatives in the same run.
+"""Latency of whole studies on this machine, and of the obvious alternatives in the same run.
 
-    python benchmarks/latency.py [--bundle pe] [--engine auto] [--repeats 5] [--json FILE]
+    python benchmarks/latency.py [--bundle NAME ...] [--engine auto] [--repeats 5] [--json FILE]
 
-A phantom study of 300 slices is written as DICOM; that it has them, and every result the slabs that
-the bundle's grid gives, is checked. Then it is:
+For every shipped bundle, or those named, a phantom study of the anatomy that the bundle accepts is
+written as DICOM: 300 slices of 1 mm for a chest, 40 of 5 mm for a head. That it is this study is
+checked, and that every result has the slabs that the bundle's grid gives. Then it is:
 
-- pushed at scanner pace (30 slices/s), head to feet and feet to head: latency of every push, last
-  slice to result;
+- pushed at scanner pace (a table moving 30 mm/s: 30 slices/s of a chest, 6 of a head), head to feet
+  and feet to head: latency of every push, last slice to result;
 - the same with everything left until the last slice, as a script would do it (the alternative to
   streaming);
 - read from its folder with `Detector.detect`, on every engine installed, or on the one named.
@@ -23,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -36,16 +37,66 @@ from rich.table import Table
 from scipy import ndimage
 
 from pe_infer import Detector, Slice, StudyResult
+from pe_infer.bundle import Bundle, shipped
 from pe_infer.conclusion import package_versions
 from pe_infer.dicom import open_series, write_series
 from pe_infer.engines.base import AUTO, cpu_name, installed
 from pe_infer.lattice import lattice_for
-from pe_infer.phantom.chest import DEFAULT, generate
+from pe_infer.manifest import Manifest
 from pe_infer.preprocess import SliceResampler
+from pe_infer.roofline.study import STUDIES
+from pe_infer.synthetic import phantom_for
 
-SLICES: Final = 300
-SLICES_PER_S: Final = 30.0
-SEED: Final = 20_001
+TABLE_MM_PER_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a phantom study with a fixed number of slices is made.
+
+    Attributes:
+        anatomy: Of the phantom.
+        slices: How many.
+        spacing_mm: From one to the next, which is also their thickness.
+        seed: Of the patient, whose gantry is not tilted.
+        cut_every_mm: Where it is less than ``spacing_mm``, the patient is too short for so many
+            slices: they are cut closer and then laid ``spacing_mm`` apart, so that all of them show
+            what a bundle looks for, and the last one is not spared by the gate.
+    """
+
+    anatomy: str
+    slices: int
+    spacing_mm: float
+    seed: int
+    cut_every_mm: float
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Recipe":
+        """The study for a bundle.
+
+        Raises:
+            ConfigurationError: No phantom is what the bundle was made for.
+        """
+        anatomy = phantom_for(manifest).anatomy
+        shape, (seed, cut_every_mm) = STUDIES[anatomy], PATIENTS[anatomy]
+        return cls(
+            anatomy=anatomy,
+            slices=shape.slices,
+            spacing_mm=shape.spacing_um / 1000,
+            seed=seed,
+            cut_every_mm=cut_every_mm,
+        )
+
+    @property
+    def slices_per_s(self) -> float:
+        """The pace at which they arrive."""
+        return TABLE_MM_PER_S / self.spacing_mm
+
+
+PATIENTS: Final[Mapping[str, tuple[int, float]]] = {  # seed, cut_every_mm
+    "chest": (20_001, 1.0),
+    "head": (20_004, 3.2),
+}
 
 COLD_START = """
 import json, resource, sys, time
@@ -63,7 +114,10 @@ print(json.dumps({"ready_s": ready - started, "study_s": done - ready, "peak_byt
 
 def main(
     *,
-    bundle: Annotated[str, typer.Option(help="A shipped bundle's name, or a folder.")] = "pe",
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped bundle's name, or a folder; once per bundle. All shipped."),
+    ] = None,
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Studies per figure.", min=1)] = 5,
     json_file: Annotated[
@@ -76,47 +130,121 @@ def main(
     ):  # known before the long work, not after
         raise SystemExit(f"--json {json_file}: there is no folder {json_file.parent}; make it")
     console = Console(highlight=False)
-    with tempfile.TemporaryDirectory(prefix="pe_infer-bench-") as scratch:
-        folder = Path(scratch) / "study"
-        images = _study(folder)
-        figures: dict[str, Any] = {"machine": _machine(bundle, engine), "slices": len(images)}
-        with Detector(bundle, engine=engine) as detector:
-            figures["machine"]["bundle_hash"] = detector.bundle.sha256
-            figures["machine"]["engine"] = detector.compiled.info.name
-            figures["machine"]["precision"] = sorted(set(detector.compiled.info.precision.values()))
-            slabs = expected_slabs(detector, images)
-            check_slabs(detector.detect(images), slabs)  # everything is warm from here on
-            figures["slabs"] = slabs
-            for name, order in (("down", images[::-1]), ("up", images)):
-                figures[f"streamed_{name}"] = _paced(detector, order, repeats, console, name, slabs)
-            figures["all_at_the_end"] = _at_the_end(detector, images, repeats)
-            figures["kernel"] = _kernel(detector, images)
-        figures["folder"] = {
-            name: _folder(bundle, name, folder, repeats, slabs) for name in engines(engine)
-        }
-        figures["cold_start"] = _cold_start(bundle, engine, folder, Path(scratch) / "cache")
-    _print(figures, console)
+    machine = _machine(engine)
+    console.print(
+        f"{machine['processor']}, {machine['cores']} cores, load before "
+        f"{machine['load_before']:.1f}",
+        soft_wrap=True,
+    )
+    bundles = {}
+    for name in bundle or shipped():
+        with tempfile.TemporaryDirectory(prefix="pe_infer-bench-") as scratch:
+            bundles[name] = _figures(name, engine, repeats, Path(scratch), console)
+        _print(name, bundles[name], console)
     if json_file is not None:
+        figures = {"machine": machine, "bundles": bundles}
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def _study(folder: Path) -> list[Slice]:
-    """300 slices of a positive phantom, 1 mm apart, written to ``folder``; as read back."""
-    config = replace(DEFAULT, slice_spacing_mm=(1.0, 1.0))
-    study = generate(SEED, positive=True, config=config)
-    middle = max(0, len(study.slices) - SLICES) // 2
-    write_series(study.slices[middle : middle + SLICES], folder)
+def _figures(
+    bundle: str, engine: str, repeats: int, scratch: Path, console: Console
+) -> dict[str, Any]:
+    """Everything that is measured of one bundle."""
+    manifest = Bundle.load(bundle).manifest
+    recipe, folder = Recipe.of(manifest), scratch / "study"
+    with console.status(f"making a {recipe.anatomy} ..."):
+        images = written(recipe, manifest, folder)
+    with Detector(bundle, engine=engine) as detector:
+        slabs = expected_slabs(detector, images)
+        study = Study(images=images, slabs=slabs, slices_per_s=recipe.slices_per_s)
+        warm = detector.detect(images)  # everything is warm from here on
+        study.check(warm)
+        info = detector.compiled.info
+        figures: dict[str, Any] = {
+            "bundle_hash": detector.bundle.sha256,
+            "engine": info.name,
+            "precision": sorted(set(info.precision.values())),
+            "anatomy": recipe.anatomy,
+            "slices": len(images),
+            "spacing_mm": recipe.spacing_mm,
+            "slabs": slabs,
+            "gated_slabs": warm.coverage.gated_slabs,
+            "slices_per_s": recipe.slices_per_s,
+        }
+        for arriving, order in (("down", images[::-1]), ("up", images)):
+            with console.status(f"streaming {arriving} at {recipe.slices_per_s:g} slices/s ..."):
+                figures[f"streamed_{arriving}"] = _paced(detector, study, order, repeats)
+        figures["all_at_the_end"] = _at_the_end(detector, images, repeats)
+        figures["kernel"] = _kernel(detector, images)
+    figures["folder"] = {
+        name: _folder(bundle, name, folder, repeats, study) for name in engines(engine)
+    }
+    figures["cold_start"] = _cold_start(bundle, engine, folder, scratch / "cache")
+    return figures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What is measured with.
+
+    Attributes:
+        images: In ascending position.
+        slabs: That the bundle's grid makes of them.
+        slices_per_s: The pace at which they arrive.
+    """
+
+    images: Sequence[Slice]
+    slabs: int
+    slices_per_s: float
+
+    def check(self, result: StudyResult) -> None:
+        """End the program where a result is not of the whole study: its time would say nothing."""
+        coverage, slices = result.coverage, len(self.images)
+        found = coverage.slabs + coverage.gated_slabs
+        if result.status != "processed" or found != self.slabs or coverage.slices != slices:
+            raise SystemExit(
+                f"the result is {result.status!r}, of {coverage.slices} slices and {found} slabs, "
+                f"expected 'processed', {slices} and {self.slabs}: the figures would say nothing"
+            )
+
+
+def written(recipe: Recipe, manifest: Manifest, folder: Path) -> list[Slice]:
+    """The middle slices of a positive phantom, written to ``folder``; as read back."""
+    phantom = phantom_for(manifest).with_spacing(recipe.cut_every_mm)
+    made = phantom.generate(recipe.seed, positive=True).slices
+    middle = max(0, len(made) - recipe.slices) // 2
+    write_series(laid(made[middle : middle + recipe.slices], recipe.spacing_mm), folder)
     images = list(open_series(folder).slices())
-    check_slices(len(images))
+    check_study(images, recipe)
     return images
 
 
-def check_slices(found: int) -> None:
+def laid(images: Sequence[Slice], spacing_mm: float) -> list[Slice]:
+    """The same slices with so much from one to the next, along the table, and as thick."""
+    x, y, z = images[0].geometry.image_position_mm
+    return [
+        replace(
+            image,
+            geometry=replace(
+                image.geometry,
+                image_position_mm=(x, y, z + index * spacing_mm),
+                thickness_mm=spacing_mm,
+            ),
+        )
+        for index, image in enumerate(images)
+    ]
+
+
+def check_study(images: Sequence[Slice], recipe: Recipe) -> None:
     """End the program where the study is not the one that the figures are said to be of."""
-    if found != SLICES:
+    positions = [image.position_um for image in images]
+    steps_mm = {round(step / 1000, 3) for step in np.diff(positions).tolist()}
+    if len(images) != recipe.slices or steps_mm != {recipe.spacing_mm}:
         raise SystemExit(
-            f"the phantom of seed {SEED} gave {found} slices, the figures are for {SLICES}: choose "
-            "another SEED in benchmarks/latency.py"
+            f"the {recipe.anatomy} of seed {recipe.seed} gave {len(images)} slices, "
+            f"{sorted(steps_mm)} mm apart, the figures are for {recipe.slices}, "
+            f"{recipe.spacing_mm:g} mm apart: choose another seed in PATIENTS, "
+            "benchmarks/latency.py"
         )
 
 
@@ -132,42 +260,23 @@ def expected_slabs(detector: Detector, images: Sequence[Slice]) -> int:
     return len(lattice.centres(sorted(image.position_um for image in images)))
 
 
-def check_slabs(result: StudyResult, expected: int) -> None:
-    """End the program where a result is not of the whole study: its time would say nothing."""
-    coverage = result.coverage
-    found = coverage.slabs + coverage.gated_slabs
-    if result.status != "processed" or found != expected or coverage.slices != SLICES:
-        raise SystemExit(
-            f"the result is {result.status!r}, of {coverage.slices} slices and {found} slabs, "
-            f"expected 'processed', {SLICES} and {expected}: the figures would say nothing"
-        )
-
-
 def _paced(
-    detector: Detector,
-    order: Sequence[Slice],
-    repeats: int,
-    console: Console,
-    name: str,
-    slabs: int,
+    detector: Detector, study: Study, order: Sequence[Slice], repeats: int
 ) -> dict[str, float]:
     pushes_ms, last_ms = [], []
     for _ in range(repeats):
-        with (
-            console.status(f"streaming {name} at {SLICES_PER_S:g} slices/s ..."),
-            detector.open() as stream,
-        ):
+        with detector.open() as stream:
             due = time.perf_counter()
             for image in order:
                 time.sleep(max(0.0, due - time.perf_counter()))
-                due += 1.0 / SLICES_PER_S
+                due += 1.0 / study.slices_per_s
                 started = time.perf_counter()
                 stream.push(image)
                 pushes_ms.append(1000 * (time.perf_counter() - started))
             last = time.perf_counter()
             result = stream.finish()
             last_ms.append(1000 * (time.perf_counter() - last))
-        check_slabs(result, slabs)
+        study.check(result)
     p50, p95, p99 = np.percentile(pushes_ms, [50, 95, 99])
     return {
         "push_p50_ms": p50,
@@ -184,9 +293,9 @@ def _at_the_end(detector: Detector, images: Sequence[Slice], repeats: int) -> di
     return {"last_slice_to_result_ms": 1000 * _median(repeats, lambda: detector.detect(images))}
 
 
-def _folder(bundle: str, engine: str, folder: Path, repeats: int, slabs: int) -> dict[str, float]:
+def _folder(bundle: str, engine: str, folder: Path, repeats: int, study: Study) -> dict[str, float]:
     with Detector(bundle, engine=engine) as detector:
-        check_slabs(detector.detect(folder), slabs)
+        study.check(detector.detect(folder))
         return {"seconds": _median(repeats, lambda: detector.detect(folder))}
 
 
@@ -240,25 +349,23 @@ def _median(repeats: int, action: Callable[[], StudyResult | None]) -> float:
     return float(np.median(seconds))
 
 
-def _machine(bundle: str, engine: str) -> dict[str, Any]:
+def _machine(engine: str) -> dict[str, Any]:
     return {
         "processor": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
-        "bundle": bundle,
         "asked_engine": engine,
         "packages": package_versions(),
     }
 
 
-def _print(figures: dict[str, Any], console: Console) -> None:
-    machine = figures["machine"]
+def _print(bundle: str, figures: dict[str, Any], console: Console) -> None:
     console.print(
-        f"{machine['processor']}, {machine['cores']} cores, load before "
-        f"{machine['load_before']:.1f}; "
-        f"{machine['engine']} {'/'.join(machine['precision'])}; "
-        f"bundle {machine['bundle']} {machine['bundle_hash'][:12]}; {figures['slices']} slices, "
-        f"{figures['slabs']} slabs",
+        f"bundle {bundle} {figures['bundle_hash'][:12]}; "
+        f"{figures['engine']} {'/'.join(figures['precision'])}; {figures['anatomy']}, "
+        f"{figures['slices']} slices of {figures['spacing_mm']:g} mm at "
+        f"{figures['slices_per_s']:g} slices/s, {figures['slabs']} slabs, "
+        f"{figures['gated_slabs']} of them gated",
         soft_wrap=True,
     )
     table = Table(box=box.SIMPLE)

@@ -3,22 +3,19 @@
     python -m benchmarks.roofline          # print them
     python -m benchmarks.roofline --write  # put them into docs/gpu.md
 
-Computed from the graphs of the shipped bundles, and of RADnet with weights of zero; nothing runs.
+Computed from the graphs of the shipped bundles; nothing runs.
 """
 
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.radnet import write_radnet
 from pe_infer.bundle import Bundle, shipped
 from pe_infer.roofline.gpus import GPUS
 from pe_infer.roofline.study import (
-    CHEST,
-    HEAD,
+    STUDIES,
     Step,
     StudyCost,
     StudyShape,
@@ -27,6 +24,7 @@ from pe_infer.roofline.study import (
     times_by_kind,
     totals,
 )
+from pe_infer.synthetic import phantom_for
 
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "gpu.md"
 BLOCK: Final = re.compile(r"(<!-- computed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -68,15 +66,13 @@ def gpu_table() -> str:
 
 
 def study_sections() -> str:
-    """All tables of the shipped bundles and of RADnet."""
-    sections = [_section(f"Bundle `{name}`", Bundle.load(name)) for name in shipped()]
-    with tempfile.TemporaryDirectory(prefix="pe_infer-radnet-") as folder:
-        sections.append(_section("RADnet's graph", write_radnet(Path(folder))))
-    return "\n\n".join(sections)
+    """All tables of the shipped bundles."""
+    return "\n\n".join(section(Bundle.load(name)) for name in shipped())
 
 
-def _section(title: str, bundle: Bundle) -> str:
-    shape = HEAD if "HEAD" in bundle.manifest.scope.body_part else CHEST
+def section(bundle: Bundle) -> str:
+    """All tables of one bundle, for the usual study of the anatomy that it accepts."""
+    shape = STUDIES[phantom_for(bundle.manifest).anatomy]
     cost = StudyCost(bundle, shape)
     study = (
         f"{shape.slices} slices of {shape.rows} x {shape.rows} pixels, "
@@ -85,7 +81,7 @@ def _section(title: str, bundle: Bundle) -> str:
     times = "Expected times, **computed, not measured**; in brackets what most of them is due to:"
     return "\n\n".join(
         (
-            f"### {title}",
+            f"### Bundle `{bundle.manifest.name}`",
             f"A study is {study}. What one run costs, with a batch of 1:",
             _cost_table(cost),
             times,

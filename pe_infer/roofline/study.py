@@ -61,7 +61,8 @@ class StudyShape:
 
 
 CHEST: Final = StudyShape(slices=300, spacing_um=1000, rows=512, pixel_mm=0.7)
-HEAD: Final = StudyShape(slices=32, spacing_um=5000, rows=512, pixel_mm=0.45)
+HEAD: Final = StudyShape(slices=40, spacing_um=5000, rows=512, pixel_mm=0.45)
+STUDIES: Final[Mapping[str, StudyShape]] = {"chest": CHEST, "head": HEAD}  # by anatomy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

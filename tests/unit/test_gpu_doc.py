@@ -2,18 +2,14 @@
 
 from pathlib import Path
 
-import onnx
 import pytest
+import toy_bundles as toy
 
 from benchmarks import roofline
-from benchmarks.radnet import write_radnet
 from pe_infer.bundle import Bundle, shipped
-from pe_infer.roofline.study import HEAD, StudyCost, totals
+from pe_infer.manifest import ReduceNode
 
-
-@pytest.fixture(scope="module")
-def radnet(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_radnet(tmp_path_factory.mktemp("radnet"))
+HEADS = {"body_part": ["HEAD"], "contrast": "forbidden"}
 
 
 def test_the_tables_are_up_to_date() -> None:
@@ -23,37 +19,29 @@ def test_the_tables_are_up_to_date() -> None:
         pytest.fail("docs/gpu.md is out of date: make gpu-tables")
 
 
-def test_every_shipped_bundle_and_the_other_system_are_there() -> None:
-    sections = roofline.study_sections()
-    for name in shipped():
-        assert f"### Bundle `{name}`" in sections
-    assert "### RADnet's graph" in sections
+@pytest.mark.parametrize("name", shipped())
+def test_every_node_of_every_shipped_bundle_is_in_the_tables(name: str) -> None:
+    manifest = Bundle.load(name).manifest
+    text = roofline.DOCUMENT.read_text(encoding="utf-8")
+    section = text.partition(f"### Bundle `{name}`\n")[2].partition("\n### ")[0]
+    for node in manifest.nodes:
+        assert isinstance(node, ReduceNode) or f"| {node.name} |" in section
 
 
-def test_radnet_is_a_valid_bundle_of_valid_graphs(radnet: Bundle) -> None:
-    for name, graph in radnet.files.items():
-        assert name.endswith(".onnx")
-        onnx.checker.check_model(graph, full_check=True)
-
-
-def test_radnet_costs_what_densenet_40_does(radnet: Bundle) -> None:
-    """Counted anew: 12 layers of growth 12 in each of three blocks, and the branches."""
-    pixels, channels = 256 * 256, 16
-    multiply_adds = pixels * 9 * 3 * channels
-    for block in range(3):
-        for _ in range(12):
-            multiply_adds += pixels * 9 * channels * 12
-            channels += 12
-        multiply_adds += pixels * 9 * channels * 16  # branch: a convolution to 16 channels
-        multiply_adds += 256 * 256 * 16  # and a deconvolution: every pixel of the mask reads 16
-        if block < 2:
-            multiply_adds += pixels * channels * channels
-            pixels //= 4
-    assert channels == 448
-    cost = StudyCost(radnet, HEAD)
-    assert cost.slabs == 32
-    encoder = next(node for node in cost.program.graph_nodes if node.name == "encoder")
-    assert totals(cost.node(encoder).kernels).tensor_flops == 2 * multiply_adds
+@pytest.mark.parametrize(
+    ("scope", "study"),
+    [
+        ({}, "300 slices of 512 x 512 pixels, 1 mm apart: 59 slabs"),
+        (HEADS, "40 slices of 512 x 512 pixels, 5 mm apart: 38 slabs"),
+    ],
+)
+def test_a_bundle_is_counted_over_a_study_of_its_anatomy(
+    tmp_path: Path, scope: dict[str, object], study: str
+) -> None:
+    folder = toy.make(tmp_path / "toy", toy.radnet_like, scope={"body_part": ["CHEST"], **scope})
+    section = roofline.section(Bundle.load(folder))
+    assert section.startswith("### Bundle `toy-bidirectional`\n")
+    assert f"A study is {study}." in section
 
 
 def test_numbers_are_short_and_plain() -> None:
