@@ -94,6 +94,7 @@ class Sequencer:
         self._direction: Direction | None = None
         self._handed_out: list[int] = []
         self._kept = 0  # how many of those are still valid
+        self._late = False  # whether a slice has come behind the frontier since the last advance
         self._rewinds = 0
         self._duplicates = 0
         self._chosen = 0
@@ -164,19 +165,21 @@ class Sequencer:
                 "send the series with a larger slice spacing",
                 code=Code.TOO_MANY_SLICES,
             )
-        self._kept = min(self._kept, self._first_touched(position))
+        kept = min(self._kept, self._first_touched(position))
         self._first = self._first or image
         self._records[position] = record
         self._instances[record.sop_instance_uid, record.frame_number] = record
         if present is None:
             insort(self._positions, position)
         lattice = lattice_for(self._grid, (r.geometry.thickness_mm for r in self._records.values()))
-        if type(lattice) is not type(self._lattice):
-            self._kept = 0
+        relaid = type(lattice) is not type(self._lattice)
         self._lattice = lattice
         if self._direction is None and len(self._positions) == DIRECTION_SLICES:
             self._direction = "up" if position > self._first.position_um else "down"
-        self._kept = min(self._kept, self._common_prefix())
+        if not relaid:
+            kept = min(kept, self._common_prefix(kept))
+        self._late = self._late or kept < self._kept
+        self._kept = 0 if relaid else kept  # planes that lie elsewhere are nobody's delay
         return True
 
     def advance(self, *, final: bool = False, direction: Direction = "up") -> Advance:
@@ -188,8 +191,9 @@ class Sequencer:
                 showed.
         """
         kept = self._kept
-        if kept < len(self._handed_out):
+        if self._late:
             self._rewinds += 1
+            self._late = False
         if final and self._direction is None:
             self._direction = direction
         fresh = []
@@ -376,14 +380,14 @@ class Sequencer:
                 return index
         return self._kept
 
-    def _common_prefix(self) -> int:
-        """How many of the valid slabs handed out are still the first ones of the study."""
+    def _common_prefix(self, kept: int) -> int:
+        """How many of the first ``kept`` slabs handed out are still the first ones of the study."""
         for index, (handed, now) in enumerate(
-            zip(self._handed_out[: self._kept], self._centres(), strict=False)
+            zip(self._handed_out[:kept], self._centres(), strict=False)
         ):
             if handed != now:
                 return index
-        return self._kept
+        return kept
 
     def _complete(self) -> tuple[float, float]:
         """Closed interval of positions within which no further slice is expected."""

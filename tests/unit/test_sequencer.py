@@ -312,3 +312,21 @@ def test_nearest_takes_the_lower_of_two() -> None:
         sequencer.add(image, digest(image))
     assert sequencer.nearest(500).sop_instance_uid == "1.2.3.0"
     assert sequencer.nearest(501).sop_instance_uid == "1.2.3.1"
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_planes_that_move_when_slices_become_thin_are_nobodys_delay(backwards: bool) -> None:
+    steps = [5000] * 12 + [2500] * 12
+    images = [
+        replace(image, geometry=replace(image.geometry, thickness_mm=step / 1000))
+        for image, step in zip(
+            study([700 + sum(steps[:k]) for k in range(len(steps))]), steps, strict=True
+        )
+    ]
+    arriving = images[::-1] if backwards else images
+    history, forgotten, sequencer = stream(arriving, SOURCE)
+    assert (forgotten > 0) == (not backwards)  # thick ones first: their slabs lay elsewhere
+    assert sorted(history[-1]) == whole(images, SOURCE)
+    assert Flag.OUT_OF_ORDER not in {flag.flag for flag in sequencer.judge()}
+    late = [*arriving[1:], arriving[0]]
+    assert Flag.OUT_OF_ORDER in {flag.flag for flag in stream(late, SOURCE)[2].judge()}
