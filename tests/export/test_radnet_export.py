@@ -1,20 +1,35 @@
 """RADnet's graphs against PyTorch, per node and per study, at lengths other than the traced one."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from export.bundle import BundleSettings, Trained, manifest_of
 from export.models.radnet import SliceClassifier, SliceContext
 from export.onnx_export import StudyGraphs, export_graphs, round_weights
-from export.parity import STUDY_TOLERANCE, assembly_differences, check_parity
+from export.parity import (
+    STUDY_TOLERANCE,
+    assembly_differences,
+    check_parity,
+    sequences_of_modules,
+)
+from export.systems.radnet import Radnet
 from export.systems.radnet_graphs import study_graphs
+from export.training.config import DataSettings, load_settings
+from pe_infer.bundle import Bundle, write_bundle
+from pe_infer.compiled import CompiledProgram
+from pe_infer.engines.base import EngineOptions, select
 
+CONFIGS = Path(__file__).parents[2] / "export" / "configs"
 SIZE = 64
 LENGTH = 7
+PROBABILITY_TOLERANCE = 0.02  # an engine's own precision
 
 Networks = tuple[SliceClassifier, SliceContext]
 
@@ -98,3 +113,49 @@ def test_nodes_of_the_program(graphs: StudyGraphs, files: dict[str, Path]) -> No
         for initializer in model.graph.initializer:
             if initializer.data_type == onnx.TensorProto.FLOAT:
                 assert int(np.prod(initializer.dims)) < 1024, initializer.name
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    networks: Networks,
+    graphs: StudyGraphs,
+    files: dict[str, Path],
+    slabs: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bundle:
+    """These graphs as a bundle."""
+    data = load_settings(CONFIGS / "ich-data.toml", DataSettings)
+    grid = data.grid.model_copy(update={"rows": SIZE, "cols": SIZE})
+    data = data.model_copy(update={"grid": grid})
+    trained = Trained(Radnet(layers=2), *networks, data, validation={}, provenance={})
+    shapes = {n: v.shape[1:] for n, v in sequences_of_modules(graphs, slabs).items()}
+    settings = load_settings(CONFIGS / "ich-bundle.toml", BundleSettings)
+    document = manifest_of(settings, trained, graphs, shapes, None)
+    del document["golden"]
+    contents = {path.name: path for path in files.values()}
+    return write_bundle(tmp_path_factory.mktemp("bundle"), document, contents)
+
+
+@pytest.mark.parametrize("arrival", ["down", "up"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_computes_the_networks(
+    bundle: Bundle,
+    graphs: StudyGraphs,
+    slabs: np.ndarray,
+    engine: str,
+    arrival: Literal["down", "up"],
+) -> None:
+    def executed(precision: Literal["default", "float32"]) -> Mapping[str, np.ndarray]:
+        runtime = select(engine, EngineOptions(precision=precision, threads=2))
+        executor = CompiledProgram.compile(bundle, runtime).executor(arrival)
+        for index in range(LENGTH) if arrival == "up" else reversed(range(LENGTH)):
+            executor.push([(5000 * index, slabs[index])])
+        return executor.finish().slabs
+
+    expected = sequences_of_modules(graphs, slabs)
+    exact, own = executed("float32"), executed("default")
+    for output, sequence in graphs.outputs.items():
+        np.testing.assert_allclose(exact[output], expected[sequence], rtol=1e-3, atol=1e-3)
+    for output in ("slab_logit", "online_logit"):
+        found, wanted = (1 / (1 + np.exp(-logits[output])) for logits in (own, exact))
+        np.testing.assert_allclose(found, wanted, atol=PROBABILITY_TOLERANCE)

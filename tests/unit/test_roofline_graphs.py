@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pe_infer.bundle import Bundle
+from pe_infer.bundle import Bundle, shipped
 from pe_infer.errors import Code, EngineError
+from pe_infer.geometry import PatientGrid
 from pe_infer.half import half_graph
 from pe_infer.program import Program
 from pe_infer.roofline.graphs import GraphCost, graph_cost
@@ -230,10 +231,8 @@ def test_a_file_that_is_no_graph_is_refused() -> None:
         cost(b"\xff")
 
 
-def test_the_encoder_costs_what_resnet_18_at_total_stride_16_does() -> None:
-    """Counted anew from the architecture: 3x3 stem of stride 2, four stages of two blocks."""
-    bundle = Bundle.load("pe")
-    grid = bundle.manifest.grid
+def resnet_18(grid: PatientGrid) -> int:
+    """Multiply-adds at total stride 16: 3x3 stem of stride 2, four stages of two blocks."""
     side, channels = grid.rows // 2, 64
     multiply_adds = side**2 * channels * 9 * grid.channels
     for makes in (64, 128, 256, 512):
@@ -243,12 +242,37 @@ def test_the_encoder_costs_what_resnet_18_at_total_stride_16_does() -> None:
             multiply_adds += side**2 * makes * 9 * (channels + makes)
             multiply_adds += side**2 * makes * channels if shrinks else 0
             channels = makes
-    multiply_adds += side**2 * 2 * channels  # class activation maps
+    return multiply_adds + side**2 * 2 * channels  # class activation maps
+
+
+def densenet_40(grid: PatientGrid) -> int:
+    """Multiply-adds: stem of stride 2, three blocks of 12 layers of growth 12, three branches."""
+    side, channels = grid.rows // 2, 16
+    multiply_adds = side**2 * channels * 9 * grid.channels
+    for block in range(3):
+        for _ in range(12):
+            multiply_adds += side**2 * 12 * 9 * channels
+            channels += 12
+        multiply_adds += side**2 * 16 * 9 * channels  # branch: a convolution, and a deconvolution
+        multiply_adds += grid.rows**2 * 16 * 4  # in which four pixels reach every one of the mask
+        if block < 2:
+            side //= 2
+            multiply_adds += side**2 * channels**2
+    return multiply_adds + channels + 3  # the slice's own logit
+
+
+ENCODERS = {"pe": resnet_18, "ich": densenet_40}  # counted anew from the architecture
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_encoder_costs_what_its_architecture_does(name: str) -> None:
+    bundle = Bundle.load(name)
+    multiply_adds = ENCODERS[name](bundle.manifest.grid)
     node = next(n for n in Program(bundle.manifest).graph_nodes if n.name == "encoder")
     found = cost(half_graph(bundle.graph(node), name="encoder", precision=node.precision))
     assert sum(kernel.tensor_flops for kernel in found.kernels) == 2 * multiply_adds
     rest = sum(kernel.float_flops for kernel in found.kernels)
-    assert rest < 0.001 * 2 * multiply_adds
+    assert rest < 0.02 * 2 * multiply_adds
     weights = sum(
         math.prod(tensor.dims)
         for tensor in _initializers(bundle.graph(node))
