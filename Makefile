@@ -64,6 +64,8 @@ test-dist: $(VENV)/test  ## wheel from the sdist, installed into an empty enviro
 	$(PYTHON) -m venv build/dist-venv
 	build/dist-venv/bin/python -m pip install --quiet --disable-pip-version-check build/dist/*.whl
 	cd build && dist-venv/bin/pe-infer --version && dist-venv/bin/pe-infer bundles list
+	cd build && for bundle in $(notdir $(patsubst %/bundle.json,%,$(wildcard pe_infer/bundles/*/bundle.json))); \
+	  do dist-venv/bin/pe-infer bundles verify $$bundle || exit 1; done
 
 test-export: $(VENV)/export $(VENV)/lint  ## what needs PyTorch: models, export parity, training
 	$(BIN)/mypy --package export

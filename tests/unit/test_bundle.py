@@ -343,6 +343,13 @@ def test_every_shipped_bundle_loads_and_compiles(name: str) -> None:
     CompiledProgram.compile(loaded, select("auto", EngineOptions(threads=1)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", bundles.shipped())
+def test_every_shipped_bundle_gives_its_golden_outputs(name: str, engine: str) -> None:
+    assert self_test(Bundle.load(name), select(engine, EngineOptions(threads=1))).passed
+
+
 # making bundles
 
 
