@@ -35,9 +35,9 @@ from pe_infer import Detector
 from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import Lesion, Phantom, SyntheticStudy, open_phantom
-from pe_infer.result import StudyResult
+from pe_infer.result import StudyResult, Update
 
-CASE_VERSION: Final = 2  # of the lines in studies.jsonl
+CASE_VERSION: Final = 3  # of the lines in studies.jsonl
 
 
 def study_case(
@@ -47,6 +47,7 @@ def study_case(
     truth: GriddedStudy,
     lesions: Sequence[Lesion],
     *,
+    alerted: bool,
     anatomy: str,
     grid: PatientGrid,
 ) -> StudyCase:
@@ -59,6 +60,7 @@ def study_case(
         truth: The positive study of the pair on the grid; its mask is the control for the negative
             one.
         lesions: Of the positive study of the pair, largest first.
+        alerted: Whether a provisional alert was on at any time.
         anatomy: Of the phantom.
         grid: The patient grid.
 
@@ -100,6 +102,7 @@ def study_case(
         probability=result.probability,
         called=result.positive,
         threshold=result.operating_point.threshold,
+        alerted=alerted,
         largest_mm3=lesions[0].volume_mm3,
         largest_place=lesions[0].place,
         largest_kind=lesions[0].kind,
@@ -116,18 +119,23 @@ def evaluate_pair(detector: Detector, seed: int, phantom: Phantom) -> list[Study
     grid = detector.bundle.manifest.grid
     negative, positive = phantom.pair(seed)
     truth = to_grid(positive, grid)
-    return [
-        study_case(
-            detector.detect(study.slices),
-            study,
-            truth if study.positive else to_grid(study, grid),
-            truth,
-            positive.lesions,
-            anatomy=phantom.anatomy,
-            grid=grid,
+    cases: list[StudyCase] = []
+    for study in (positive, negative):
+        updates: list[Update] = []
+        result = detector.detect(study.slices, on_update=updates.append)
+        cases.append(
+            study_case(
+                result,
+                study,
+                truth if study.positive else to_grid(study, grid),
+                truth,
+                positive.lesions,
+                alerted=any(update.provisional_alert for update in updates),
+                anatomy=phantom.anatomy,
+                grid=grid,
+            )
         )
-        for study in (positive, negative)
-    ]
+    return cases
 
 
 def read_cases(path: Path) -> list[StudyCase]:

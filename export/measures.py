@@ -59,6 +59,7 @@ class StudyCase:
         probability: What the bundle said.
         called: Whether that reaches the threshold.
         threshold: Of the operating point.
+        alerted: Whether a provisional alert was on at any time, slices ascending.
         largest_mm3: Volume of the largest lesion of the patient, in both studies of the pair.
         largest_place: Where it is.
         largest_kind: What it is.
@@ -75,6 +76,7 @@ class StudyCase:
     probability: float
     called: bool
     threshold: float
+    alerted: bool
     largest_mm3: float
     largest_place: str
     largest_kind: str
@@ -116,6 +118,8 @@ def measures(studies: Sequence[StudyCase]) -> dict[str, float]:
         "study_auc": auc([s.positive for s in studies], [s.probability for s in studies]),
         "sensitivity": _share(positives),
         "specificity": 1.0 - _share(negatives),
+        "alerted": _share([s.alerted for s in studies if s.positive]),
+        "alerted_falsely": _share([s.alerted for s in studies if not s.positive]),
         "slab_auc": auc([s.positive for s in slabs], [s.probability for s in slabs]),
         "slab_peak_auc": auc([s.positive for s in slabs], [s.peak for s in slabs]),
         "peak_hit": _share(hits),

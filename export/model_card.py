@@ -9,6 +9,8 @@ HEADLINES = {
     "study_auc": "study AUC",
     "sensitivity": "sensitivity at the default operating point",
     "specificity": "specificity at the default operating point",
+    "alerted": "positive studies with a provisional alert while slices arrive",
+    "alerted_falsely": "negative studies with one",
     "slab_auc": "slab AUC",
     "peak_hit": f"attention peak within {HIT_DISTANCE_MM:.0f} mm of the lesion, all positive slabs",
     "peak_control": "the same places in the patients without it (control)",

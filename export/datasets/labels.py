@@ -30,12 +30,13 @@ def slab_label(
 
     Returns:
         ``"positive"`` if the middle plane has at least ``min_pixels``, ``"negative"`` if all
-        planes of the slab are clean, otherwise ``"dropped"``.
+        planes of the slab are clean, of a slab of one plane its neighbours too: what fills less
+        than half of a thick slice is not in its mask. Otherwise ``"dropped"``.
     """
-    half = planes_per_slab // 2
+    reach = max(planes_per_slab // 2, 1)
     if clot_pixels[middle] >= min_pixels:
         return "positive"
-    if not clot_pixels[middle - half : middle + half + 1].any():
+    if not clot_pixels[max(middle - reach, 0) : middle + reach + 1].any():
         return "negative"
     return "dropped"
 

@@ -56,11 +56,7 @@ def slice_labels(study: StoredStudy, middles: Sequence[int], data: DataSettings)
     """Label of every slice: 1, 0 or ``UNSURE``."""
     pixels = np.asarray(study.record.clot_pixels, dtype=np.int64)
     planes = data.grid.planes_per_slab
-    labels = [CLASSES[slab_label(pixels, m, planes, data.min_pixels)] for m in middles]
-    beside = [bool((pixels[max(m - 1, 0) : m + 2] >= data.min_pixels).any()) for m in middles]
-    return [
-        UNSURE if label == 0 and near else label for label, near in zip(labels, beside, strict=True)
-    ]
+    return [CLASSES[slab_label(pixels, m, planes, data.min_pixels)] for m in middles]
 
 
 def encode_pairs(

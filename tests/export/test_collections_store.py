@@ -261,8 +261,8 @@ def test_slices_said_to_bleed_have_unknown_pixels_and_never_pass_for_clean(tmp_p
     pixels = np.array(record.clot_pixels)
     assert (pixels[[4, 5]] == UNKNOWN_PIXELS).all()
     assert (np.delete(pixels, [4, 5]) == 0).all()
-    labels = [slab_label(pixels, middle, 1, 2) for middle in (3, 4, 5)]
-    assert labels == ["negative", "dropped", "dropped"]
+    labels = [slab_label(pixels, middle, 1, 2) for middle in (2, 3, 4, 5)]
+    assert labels == ["negative", "dropped", "dropped", "dropped"]
 
 
 def test_a_store_holds_rounded_planes_and_masks(tmp_path: Path, physionet: Path) -> None:

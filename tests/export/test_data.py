@@ -39,6 +39,13 @@ def test_slab_label(pixels: list[int], label: str) -> None:
     assert slab_label(clot, 3, 5) == label
 
 
+def test_a_clean_plane_beside_a_lesion_is_no_negative() -> None:
+    clot = np.array([0, 3, 0, 0, 12, 0])
+    labels = [slab_label(clot, middle, 1) for middle in range(6)]
+    assert labels == ["dropped", "dropped", "dropped", "dropped", "positive", "dropped"]
+    assert slab_label(np.array([0, 0, 12]), 0, 1) == "negative"
+
+
 def test_mask_is_pooled_to_cells_and_doubtful_cells_have_no_weight() -> None:
     mask = np.zeros((5, 64, 64), dtype=np.bool_)
     mask[2, 16:18, 0:2] = True  # 4 pixels: a positive cell

@@ -46,7 +46,10 @@ def head_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = data.model_copy(update={"grid": grid})
     folder = tmp_path_factory.mktemp("heads")
     settings = load_settings(CONFIGS / "ich-bundle.toml", BundleSettings)
-    make_bundle(settings, Trained(system, stage1, stage2, tiny, {}, provenance), folder)
+    trained = Trained(
+        system, stage1, stage2, tiny, validation={}, consecutive=3, provenance=provenance
+    )
+    make_bundle(settings, trained, folder)
     return folder
 
 

@@ -46,6 +46,7 @@ def case(
         probability=probability,
         called=probability > 0.5,
         threshold=0.5,
+        alerted=probability > 0.7,
         largest_mm3=30_000.0 if seed % 2 else 1_000.0,
         largest_place="left lower segmental" if seed % 2 else "right main",
         largest_kind="subdural" if seed % 2 else "epidural",
@@ -94,6 +95,7 @@ def test_hits_count_all_positive_slabs_and_controls_all_of_their_twins() -> None
     found = measures(studies)
     assert (found["peak_hit"], found["peak_control"]) == (0.75, 0.25)
     assert (found["sensitivity"], found["specificity"]) == (0.5, 0.75)
+    assert (found["alerted"], found["alerted_falsely"]) == (0.5, 0.25)
     result = summary(studies, CHEST)
     assert result["positive_slabs"] == {"scored": 4, "gated": 4}
     (row,) = result["by_slab_size"]

@@ -127,7 +127,9 @@ def bundle(
     data = load_settings(CONFIGS / "ich-data.toml", DataSettings)
     grid = data.grid.model_copy(update={"rows": SIZE, "cols": SIZE})
     data = data.model_copy(update={"grid": grid})
-    trained = Trained(Radnet(layers=2), *networks, data, validation={}, provenance={})
+    trained = Trained(
+        Radnet(layers=2), *networks, data, validation={}, consecutive=3, provenance={}
+    )
     shapes = {n: v.shape[1:] for n, v in sequences_of_modules(graphs, slabs).items()}
     settings = load_settings(CONFIGS / "ich-bundle.toml", BundleSettings)
     document = manifest_of(settings, trained, graphs, shapes, None)

@@ -243,7 +243,7 @@ def test_batches_hold_windows_and_masks_of_whole_slices(store: Path) -> None:
 def test_labels_of_slices(store: Path) -> None:
     pair = open_pairs(store, first_seed=0, pairs=1)[0]
     middles = list(range(2, 10))
-    expected = [0, 0, UNSURE, 1, 1, 1, UNSURE, 0]
+    expected = [0, UNSURE, UNSURE, 1, 1, 1, UNSURE, UNSURE]
     assert slice_labels(pair.positive, middles, DATA) == expected
     assert slice_labels(pair.negative, middles, DATA) == [0] * 8
 
