@@ -1,6 +1,7 @@
 """How a volume is sampled, and what an acquisition adds to it: kernel, noise, streaks."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,14 +72,28 @@ class Noise:
     _MARGIN = 160
 
     def __init__(
-        self, rng: np.random.Generator, size: int, pixel_mm: float, sharpness: float
+        self,
+        rng: np.random.Generator,
+        size: int,
+        pixel_mm: float,
+        sharpness: float,
+        iterative: float = 0.0,
     ) -> None:
-        """Filter the fields; ``sharpness`` 0 is a soft tissue kernel, 1 a lung kernel."""
+        """Filter the fields.
+
+        Args:
+            rng: Source of random numbers.
+            size: Rows and columns of a slice.
+            pixel_mm: Distance of pixels.
+            sharpness: 0 is a soft tissue kernel, 1 a lung kernel.
+            iterative: 0 is filtered back-projection; towards 1 the noise becomes coarse blotches.
+        """
         n = int(fft.next_fast_len(size + self._MARGIN, real=True))
         fy, fx = np.fft.fftfreq(n, pixel_mm)[:, None], np.fft.rfftfreq(n, pixel_mm)[None, :]
         cycles = np.hypot(fy, fx).astype(np.float32)
-        cut = 0.32 + 0.38 * sharpness  # per mm
-        shape = (cycles + 0.02) ** (0.5 + 0.4 * sharpness) * np.exp(-((cycles / cut) ** 3))
+        cut = (0.32 + 0.38 * sharpness) * (1 - 0.35 * iterative)  # per mm
+        slope = (0.5 + 0.4 * sharpness) * (1 - 0.8 * iterative)
+        shape = (cycles + 0.02) ** slope * np.exp(-((cycles / cut) ** 3))
         self._size = size
         self._fields: list[F32] = []
         for _ in range(self._FIELDS):
@@ -108,9 +123,17 @@ class Streaks:
     """Fan-shaped dark and bright streaks around one point, from a few prepared patterns."""
 
     _PATTERNS = 4
+    BROAD: ClassVar[tuple[int, ...]] = (3, 5, 8, 13, 19, 26)
+    FINE: ClassVar[tuple[int, ...]] = (4, 9, 17, 29, 43, 61, 80)
 
-    def __init__(self, rng: np.random.Generator, pixel_mm: float, reach_mm: float = 85.0) -> None:
-        """Prepare patterns that fade out at ``reach_mm``."""
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        pixel_mm: float,
+        reach_mm: float = 85.0,
+        waves: tuple[int, ...] = BROAD,
+    ) -> None:
+        """Prepare patterns that fade out at ``reach_mm``; ``waves`` are numbers of rays."""
         self._half = int(reach_mm / pixel_mm)
         axis = np.arange(-self._half, self._half + 1) * pixel_mm
         radius = np.hypot(axis[:, None], axis[None, :])
@@ -118,10 +141,7 @@ class Streaks:
         fade = np.clip(1 - radius / reach_mm, 0, 1) * np.clip(radius / 9.0, 0, 1)
         self._patterns: list[F32] = []
         for _ in range(self._PATTERNS):
-            wave = sum(
-                rng.normal() * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
-                for k in (3, 5, 8, 13, 19, 26)
-            )
+            wave = sum(rng.normal() * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in waves)
             sharp = np.sign(wave) * np.abs(wave) ** 1.3
             self._patterns.append((sharp / np.abs(sharp).std() * 0.5 * fade).astype(np.float32))
 

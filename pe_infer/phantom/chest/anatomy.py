@@ -122,9 +122,18 @@ def _smooth_minimum(a: F32, b: F32, width_mm: float) -> F32:
 
 def _trunk(draw: Draw, config: PhantomConfig, make: _Builder) -> tuple[F32, F32]:
     """Distances to the trunk with arms, and to the skin: extra fat and breasts added."""
-    trunk = make.distance(shapes.body_level(make.reference))
+    shape = draw.uniform("chest_shape", config.chest_shape)
+    outline = shapes.body_narrowing(shapes.oval(make.reference, shape), shape)
+    trunk = make.distance(shapes.body_level(outline))
+    down = draw.chance("arms_down", config.arms_down_probability)
+    thin = np.float32(9 * shape)
     arms = [
-        Capsules.chain([(s * 140, 12, 80), (s * 168, 2, 118), (s * 180, -14, 270)], [50, 46, 44])
+        Capsules.chain(
+            [(s * 150, 10, 72), (s * 184, 8, 55), (s * 208, 16, -170)]
+            if down
+            else [(s * 140, 12, 80), (s * 168, 2, 118), (s * 180, -14, 270)],
+            np.array([50, 46, 44], np.float32) - thin,
+        )
         for s in (-1, 1)
     ]
     trunk = np.minimum(trunk, make.tubes(Capsules.join(arms)))
@@ -216,7 +225,9 @@ def build_anatomy(
     extra = draw.uniform("extra_fat_mm", config.extra_fat_mm)
     deep = trunk + np.float32(7.0 + 0.1 * max(extra, 0.0)) + 2.5 * clouds
 
-    cage = [make.distance(shapes.cage_level(point, s)) for s in (-1, 1)]
+    shape = draw.uniform("chest_shape", config.chest_shape)
+    wall = shapes.oval(point, shape)
+    cage = [make.distance(shapes.cage_level(wall, s)) for s in (-1, 1)]
     dome_rise = draw.uniform("diaphragm_rise_mm", (-14.0, 16.0))
     left_rise = draw.uniform("left_rise_mm", (-8, 8))
     right_dome = make.ellipsoid((-60, 8, -187 + dome_rise), (84, 97, 98))
@@ -239,6 +250,8 @@ def build_anatomy(
     middle = _mediastinum(draw, make, organs, make.tubes(central.connective), make.tubes(hilar))
     middle = np.asarray(middle + 0.6 * grain, np.float32)
     cavity = np.minimum(cage[0], cage[1])
+    if shape:
+        cavity = np.maximum(cavity, -np.float32(frame.mean_scale) * shapes.arch_level(point))
     lungs = np.maximum(cavity, -np.minimum(middle, below))
 
     fluid, dense = _findings(draw, config, make, cavity, np.minimum(middle, below), lungs, clouds)
@@ -250,10 +263,15 @@ def build_anatomy(
 
     inner = np.minimum(cavity, np.maximum(middle, trunk + 12))
     sheets = np.minimum(np.abs(clouds + 0.15 * grain) * 8 - 1.6, (1.25 - clouds - 0.3 * grain) * 7)
+    if shape:  # muscles in layers around the ribs
+        layers = [np.abs(inner - depth - 5 * clouds) - 0.8 * (1 + grain) for depth in (15, 27)]
+        sheets = np.minimum.reduce([*layers, (1.5 - clouds - 0.3 * grain) * 7])
     fat_planes = np.maximum(sheets, 9 - inner)
     levels["muscle"] = make.level(np.asarray(np.maximum(deep, -fat_planes), np.float32))
     levels["inner"] = make.level(inner)
     levels["lung"] = make.level(lungs)
+    if draw.chance("fissures", config.fissure_probability):
+        levels |= _fissures(make, clouds)
     airless = below if fluid is None else np.minimum(below, fluid)
     levels["airless"] = make.level(np.asarray(airless, np.float32))
     levels |= _abdomen(draw, make, right_dome, below, cavity)
@@ -279,6 +297,17 @@ def build_anatomy(
         lung_mm=np.asarray(lungs, np.float32),
         levels=levels,
     )
+
+
+def _fissures(make: _Builder, clouds: F32) -> dict[str, F32]:
+    """Levels of the surfaces between the lobes (`lungs.lobe_of`), slightly wavy."""
+    x, y, z = (make.reference[..., axis] for axis in range(3))
+    oblique = (z - 34 + (70 - y) * 1.08) / 1.47 + 1.5 * clouds
+    minor = np.where((x < 0) & (oblique > 0), z + 36 + 1.5 * clouds, _FAR_MM)
+    return {
+        "fissure_oblique": make.level(np.asarray(oblique, np.float32)),
+        "fissure_minor": make.level(np.asarray(minor, np.float32)),
+    }
 
 
 def _heart(make: _Builder, scale: float) -> dict[str, F32]:

@@ -1,10 +1,13 @@
 """What the generator of chests may draw: ranges and probabilities, with their units in the names.
 
 The committed values are in ``default.toml`` beside this module; a study is a pure function of
-(seed, configuration).
+(seed, configuration). A field with a default value in the class came after version 1 of the
+generator (``export/configs/pe-phantom-v1.toml``); at that value it changes nothing.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from pe_infer.errors import ConfigurationError
@@ -37,6 +40,13 @@ class PhantomConfig(Configuration):
     padded_circle_probability: (
         float  # pixels outside the reconstruction circle carry a padding value
     )
+    noise_z_correlation: Range = (0.0, 0.0)  # of neighbouring slices that do not overlap
+    noise_kernel_gain: float = 0.0  # growth of the logarithm of the noise per unit of sharpness
+    noise_lung_drop: Range = (0.0, 0.0)  # share by which noise is lower deep in the lungs
+    iterative_strength: Range = (0.0, 0.0)  # 0 filtered back-projection, 1 smooth and blotchy
+    motion_probability: float = 0.0  # breathing: part of the lungs is seen twice
+    motion_mm: Range = (0.0, 0.0)
+    arms_down_probability: float = 0.0
     # Patient
     body_scale: Range  # size of the skeleton, 1 = the reference adult
     lung_length_scale: Range
@@ -48,6 +58,10 @@ class PhantomConfig(Configuration):
     terminals_per_lung: tuple[int, int]  # ends of the arterial tree
     terminal_radius_mm: Range
     lung_hu: Range
+    chest_shape: Range = (0.0, 0.0)  # 0 an oval chest, 1 lungs that reach back beside the spine
+    murray_exponent: Range = (3.1, 3.1)
+    smallest_branch_share: float = 0.28  # of a branch's end points that its smaller child serves
+    fissure_probability: float = 0.0  # fissures can be seen
     # Contrast
     artery_hu: Range
     pulmonary_vein_hu: Range
@@ -55,6 +69,11 @@ class PhantomConfig(Configuration):
     cava_hu: Range
     unopacified_vein_probability: float
     streak_probability: float
+    fine_streak_probability: float = 0.0  # among the streaks: narrow rays
+    late_phase_probability: float = 0.0  # all vessels alike
+    poor_opacification_probability: float = 0.0
+    poor_artery_hu: Range = (0.0, 0.0)
+    distal_fade: Range = (0.0, 0.0)  # share of the contrast that is missing near the pleura
     # Findings that both classes have
     effusion_probability: float
     atelectasis_probability: float
@@ -63,6 +82,10 @@ class PhantomConfig(Configuration):
     nodules_max: int
     lymph_nodes_max: int
     mucus_plugs_max: int
+    ground_glass_probability: float = 0.0
+    hilar_nodes_max: int = 0  # long lymph nodes that lie against central arteries
+    plug_chains_max: int = 0  # mucus over several generations of a bronchus
+    narrowed_artery_probability: float = 0.0  # one branch is too thin from some point on
     # Emboli
     embolus_hu: Range
     central_probability: float  # share of positives whose largest embolus is central
@@ -72,6 +95,11 @@ class PhantomConfig(Configuration):
     lobar_emboli_max: int
     segmental_emboli_max: int
     occlusive_probability: float
+    smallest_embolus_mm: float = 1.25  # radius of the thinnest lumen
+    subsegmental_probability: float = 0.0  # share of positives with subsegmental emboli only
+    subsegmental_emboli_max: int = 0  # besides the others
+    chronic_probability: float = 0.0  # share of emboli, where the lumen is wide enough
+    calcified_probability: float = 0.0  # among the chronic ones
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be sampled."""
@@ -85,6 +113,19 @@ class PhantomConfig(Configuration):
                 f"phantom configuration: pixel_spacing_mm={self.pixel_spacing_mm} and "
                 f"slice_spacing_mm={self.slice_spacing_mm} must be at least 0.3 mm"
             )
+
+    def digest(self) -> str:
+        """Return the sha256 of the values; later fields count only where they change something.
+
+        So data and bundles of version 1 keep the digest that was recorded with them.
+        """
+        later = {field.name: field.default for field in fields(self)}
+        values = {
+            name: value
+            for name, value in self.to_mapping().items()
+            if (tuple(value) if isinstance(value, list) else value) != later[name]
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 DEFAULT = PhantomConfig.shipped("pe_infer.phantom.chest")

@@ -1,14 +1,11 @@
-"""Emboli: chains of capsules along the centre lines of the arteries, later clipped to the lumen.
+"""Which emboli a patient has, and in which arteries; their shapes are in ``clots``."""
 
-An embolus is *occlusive* (fills the lumen), *eccentric* (lies against one wall), *central*
-(contrast all around it, the "polo mint"), or *irregular*.
-"""
-
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_infer.phantom.chest.clots import EmbolusPlan, acute, calcified, mural, web
 from pe_infer.phantom.chest.config import PhantomConfig
 from pe_infer.phantom.chest.frame import Frame
 from pe_infer.phantom.chest.mediastinum import (
@@ -24,29 +21,11 @@ from pe_infer.phantom.sampling import Draw
 
 LOBAR_RADIUS_MM = 2.7  # branches of at least this radius count as lobar
 SEGMENTAL_RADIUS_MM = 1.6  # below it an embolus is called subsegmental
-SMALLEST_RADIUS_MM = 1.25
 _STEP_MM = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbolusPlan:
-    """An embolus before it is drawn.
-
-    Attributes:
-        place: Which artery, e.g. ``"left lower segmental"``.
-        kind: occlusive, eccentric, central or irregular.
-        capsules: In patient coordinates.
-        lumen_radius_mm: Mean radius of the artery along it.
-        length_mm: Length along the centre line.
-        hu: Its Hounsfield units.
-    """
-
-    place: str
-    kind: str
-    capsules: Capsules
-    lumen_radius_mm: float
-    length_mm: float
-    hu: float
+_WIDEST_WEB_MM = 5.0  # webs are seen in lobar and smaller arteries
+_WEB_SHARE = 0.5
+_NARROWED_MM = (1.7, 4.0)
+_CRESCENT = 0.12  # half of the thickness of the thinnest mural thrombus, per radius of the lumen
 
 
 def _cut(path: NDArray[np.float64], start_mm: float, length_mm: float) -> NDArray[np.float64]:
@@ -59,30 +38,6 @@ def _cut(path: NDArray[np.float64], start_mm: float, length_mm: float) -> NDArra
 
 def _length(path: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1).sum())
-
-
-def _shape(path: NDArray[np.float64], kind: str, rng: np.random.Generator) -> Capsules:
-    """Return the capsules of one embolus along ``path`` (n, 4), reference mm."""
-    points, radius = path[:, :3], path[:, 3]
-    heading = np.gradient(points, axis=0)
-    heading /= np.maximum(np.linalg.norm(heading, axis=1, keepdims=True), 1e-6)
-    aside = rng.standard_normal(3)
-    across = aside - (heading @ aside)[:, None] * heading
-    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-6)
-    ripple = 1 + 0.08 * rng.standard_normal(len(path))
-    if kind == "occlusive":
-        return Capsules.chain(points, radius * 1.12)
-    if kind == "eccentric":
-        size = rng.uniform(0.55, 0.8)
-        return Capsules.chain(
-            points + across * (radius * (1.05 - size))[:, None], radius * size * ripple
-        )
-    if kind == "central":
-        size = rng.uniform(0.45, 0.7)
-        drift = across * (radius * rng.uniform(0.0, 0.15))[:, None]
-        return Capsules.chain(points + drift, radius * size * ripple)
-    wobble = rng.standard_normal((len(path), 3)) * 0.28 * radius[:, None]
-    return Capsules.chain(points + wobble, radius * rng.uniform(0.4, 0.85, len(path)))
 
 
 def _upstream(
@@ -107,6 +62,26 @@ def _kind(rng: np.random.Generator, config: PhantomConfig) -> str:
     return str(rng.choice(["eccentric", "central", "irregular"]))
 
 
+def _order(radius_mm: float) -> str:
+    if radius_mm >= LOBAR_RADIUS_MM:
+        return "lobar"
+    return "segmental" if radius_mm >= SEGMENTAL_RADIUS_MM else "subsegmental"
+
+
+def choose_narrowing(draw: Draw, config: PhantomConfig, tree: Tree) -> tuple[int, float] | None:
+    """Return a segment beyond which a patient's arteries are too thin, and by how much; or None.
+
+    Both studies of a pair have it: it is what old emboli leave behind, and no embolus.
+    """
+    if not draw.chance("narrowed_artery", config.narrowed_artery_probability):
+        return None
+    fits = np.flatnonzero((tree.radius_mm > _NARROWED_MM[0]) & (tree.radius_mm < _NARROWED_MM[1]))
+    if not len(fits):
+        return None
+    segment = int(draw.rng("narrowed_where").choice(fits))
+    return segment, draw.uniform("narrowed_to", (0.5, 0.8))
+
+
 class Planner:
     """Chooses the emboli of one study."""
 
@@ -119,6 +94,7 @@ class Planner:
         *,
         vessel_scale: float,
         visible_mm: float,
+        narrowing: int | None = None,
     ) -> None:
         """Keep what the choices need.
 
@@ -130,12 +106,15 @@ class Planner:
             vessel_scale: Calibre of the central arteries, 1 = reference.
             visible_mm: Radius of a lumen that fills half of a voxel wherever it lies; the first
                 embolus of a study is at least as large.
+            narrowing: Segment from which on the tree is too thin.
         """
         self._visible_mm = visible_mm
         self._config = config
         self._frame = frame
         self._tree = tree
         self._rng = draw.rng("emboli")
+        self._later = draw.rng("emboli_later")  # for choices that version 1 did not have
+        self._narrowing = narrowing
         self._paths = {
             "main": smooth(ARTERY_TRUNK, vessel_scale, 4.0),
             "left main": smooth(ARTERY_LEFT, vessel_scale, 4.0),
@@ -143,15 +122,42 @@ class Planner:
             "right truncus": smooth(ARTERY_TRUNCUS, vessel_scale, 4.0),
         }
 
-    def _finish(self, path: NDArray[np.float64], place: str, kind: str) -> EmbolusPlan:
+    def _finish(
+        self, path: NDArray[np.float64], place: str, kind: str, *, thin: bool = False
+    ) -> EmbolusPlan:
+        """Shape an embolus; ``thin`` forbids those that may fill no voxel."""
         cut = _cut(path, 0.0, np.inf)
-        return EmbolusPlan(
+        clot = acute(cut, kind, self._rng)
+        plan = EmbolusPlan(
             place=place,
             kind=kind,
-            capsules=self._frame.capsules(_shape(cut, kind, self._rng)),
+            capsules=self._frame.capsules(clot),
             lumen_radius_mm=float(cut[:, 3].mean()) * self._frame.mean_scale,
             length_mm=_length(cut) * self._frame.mean_scale,
             hu=float(self._rng.uniform(*self._config.embolus_hu)),
+        )
+        if not self._config.chronic_probability or thin:
+            return plan
+        chronic = self._later.uniform() < self._config.chronic_probability
+        return self._aged(plan, cut) if chronic else plan
+
+    def _aged(self, plan: EmbolusPlan, path: NDArray[np.float64]) -> EmbolusPlan:
+        """Return an old thrombus in the place of a fresh one."""
+        rng, frame = self._later, self._frame
+        calcium = None
+        if plan.lumen_radius_mm < _WIDEST_WEB_MM and rng.uniform() < _WEB_SHARE:
+            clot, channel, kind = web(path, rng), None, "web"
+        else:
+            clot, channel = mural(path, rng)
+            kind = "mural"
+            if rng.uniform() < self._config.calcified_probability:
+                calcium = frame.capsules(calcified(path, clot, rng))
+        return replace(
+            plan,
+            kind=kind,
+            capsules=frame.capsules(clot),
+            channel=None if channel is None else frame.capsules(channel),
+            calcium=calcium,
         )
 
     def _saddle(self) -> EmbolusPlan:
@@ -194,17 +200,46 @@ class Planner:
         kind = _kind(self._rng, self._config)
         if first and 0.45 * size < self._visible_mm:
             kind = "occlusive"
-        if size >= LOBAR_RADIUS_MM:
-            order = "lobar"
-        else:
-            order = "segmental" if size >= SEGMENTAL_RADIUS_MM else "subsegmental"
+        order = _order(size)
         lobe = self._tree.labels[int(self._tree.root[tip])]
-        return self._finish(path, f"{lobe} {order}", kind)
+        thin = first and _CRESCENT * size < self._visible_mm
+        return self._finish(path, f"{lobe} {order}", kind, thin=thin)
+
+    def _subsegmental(self, count: int, *, first: bool) -> list[EmbolusPlan]:
+        """Return up to ``count`` small emboli; with ``first``, one that can be seen or none."""
+        low = self._config.smallest_embolus_mm
+        if first and self._visible_mm >= SEGMENTAL_RADIUS_MM:
+            return []
+        made = [
+            self._peripheral(low, SEGMENTAL_RADIUS_MM, first=first and k == 0) for k in range(count)
+        ]
+        if first and made[0] is None:
+            return []
+        return [plan for plan in made if plan is not None]
+
+    def _at_narrowing(self, segment: int) -> EmbolusPlan:
+        """Return an old thrombus just before the artery becomes too thin."""
+        path = _upstream(self._tree, segment, float(self._later.uniform(6, 18)), self._later)
+        cut = _cut(path, 0.0, np.inf)
+        fresh = EmbolusPlan(
+            place=f"{self._tree.labels[int(self._tree.root[segment])]} "
+            + _order(float(cut[:, 3].mean())),
+            kind="mural",
+            capsules=Capsules.join([]),
+            lumen_radius_mm=float(cut[:, 3].mean()) * self._frame.mean_scale,
+            length_mm=_length(cut) * self._frame.mean_scale,
+            hu=float(self._later.uniform(*self._config.embolus_hu)),
+        )
+        return self._aged(fresh, cut)
 
     def plan(self) -> list[EmbolusPlan]:
-        """Return at least one embolus: central, lobar or only segmental disease."""
+        """Return at least one embolus: central, lobar, segmental or only subsegmental disease."""
         config, rng = self._config, self._rng
         pick = rng.uniform()
+        if pick >= 1 - config.subsegmental_probability:
+            small = self._subsegmental(1 + int(self._later.integers(0, 3)), first=True)
+            if small:
+                return small
         plans: list[EmbolusPlan | None] = []
         central = pick < config.central_probability
         lobar = central or pick < config.central_probability + config.lobar_probability
@@ -224,9 +259,16 @@ class Planner:
             ]
         count = int(rng.integers(0 if lobar else 1, max(1, config.segmental_emboli_max) + 1))
         plans += [
-            self._peripheral(SMALLEST_RADIUS_MM, LOBAR_RADIUS_MM, first=not lobar and k == 0)
+            self._peripheral(
+                config.smallest_embolus_mm, LOBAR_RADIUS_MM, first=not lobar and k == 0
+            )
             for k in range(count)
         ]
+        if config.subsegmental_emboli_max:
+            more = int(self._later.integers(0, config.subsegmental_emboli_max + 1))
+            plans += self._subsegmental(more, first=False)
+        if self._narrowing is not None and config.chronic_probability:
+            plans.append(self._at_narrowing(self._narrowing))
         found = [p for p in plans if p is not None]
         sure = central or (bool(plans) and plans[0] is not None)
         return found if sure else [self._central(), *found]

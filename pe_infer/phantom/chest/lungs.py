@@ -39,15 +39,21 @@ class LungTrees:
 
 
 def end_points(
-    rng: np.random.Generator, per_lung: int, dome_rise_mm: float, left_rise_mm: float
+    rng: np.random.Generator,
+    per_lung: int,
+    dome_rise_mm: float,
+    left_rise_mm: float,
+    chest_shape: float = 0.0,
 ) -> F32:
     """Return about ``2 * per_lung`` points, spread evenly over both lungs, off the surfaces."""
     pitch = (_LUNG_VOLUME_MM3 / per_lung) ** (1 / 3)
-    axes = [np.arange(low, high, pitch) for low, high in ((-132, 132), (-105, 112), (-175, 104))]
+    back = 112 + 24 * chest_shape
+    axes = [np.arange(low, high, pitch) for low, high in ((-132, 132), (-105, back), (-175, 104))]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     p = (grid + rng.uniform(-0.45, 0.45, grid.shape) * pitch).astype(np.float32)
     side = np.where(p[:, 0] > 0, 1, -1)
-    level = np.where(side > 0, shapes.cage_level(p, 1), shapes.cage_level(p, -1))
+    wall = shapes.oval(p, chest_shape)
+    level = np.where(side > 0, shapes.cage_level(wall, 1), shapes.cage_level(wall, -1))
 
     def outside(
         centre: tuple[float, float, float], semi: tuple[float, float, float]
@@ -56,6 +62,8 @@ def end_points(
         return np.asarray((q * q).sum(1) > 1)
 
     keep = level < 0.96
+    if chest_shape:
+        keep &= shapes.arch_level(p) > 4
     keep &= outside((16, -30, -80), (58, 56, 50)) & outside(
         (-60, 8, -187 + dome_rise_mm), (89, 102, 103)
     )
@@ -117,12 +125,17 @@ def grow_lungs(draw: Draw, config: PhantomConfig, vessel_scale: float) -> LungTr
     """Grow the arteries, the airways beside them, and the veins between them."""
     per_lung = draw.count("terminals_per_lung", config.terminals_per_lung)
     tip_mm = draw.uniform("terminal_radius_mm", config.terminal_radius_mm) * vessel_scale
+    shape = draw.uniform("chest_shape", config.chest_shape)
+    exponent = draw.uniform("murray_exponent", config.murray_exponent)
+    least = config.smallest_branch_share
     rise = draw.uniform("diaphragm_rise_mm", (-14.0, 16.0))
     left_rise = draw.uniform("left_rise_mm", (-8, 8))
-    targets = end_points(draw.rng("artery_ends"), per_lung, rise, left_rise)
-    arteries = grow(_artery_roots(targets, vessel_scale), tip_mm, draw.rng("artery_tree"))
-    targets = end_points(draw.rng("vein_ends"), int(per_lung * 0.8), rise, left_rise)
-    veins = grow(_vein_roots(targets, vessel_scale), tip_mm, draw.rng("vein_tree"))
+    targets = end_points(draw.rng("artery_ends"), per_lung, rise, left_rise, shape)
+    roots = _artery_roots(targets, vessel_scale)
+    arteries = grow(roots, tip_mm, draw.rng("artery_tree"), exponent, least)
+    targets = end_points(draw.rng("vein_ends"), int(per_lung * 0.8), rise, left_rise, shape)
+    roots = _vein_roots(targets, vessel_scale)
+    veins = grow(roots, tip_mm, draw.rng("vein_tree"), exponent, least)
     airways = airways_beside(
         arteries, BRONCHUS_ENDS, draw.uniform("smallest_airway_mm", (0.8, 1.2))
     )

@@ -7,11 +7,12 @@ import numpy as np
 
 from pe_infer.phantom.acquisition import Layout
 from pe_infer.phantom.chest.anatomy import Anatomy
-from pe_infer.phantom.chest.emboli import EmbolusPlan
+from pe_infer.phantom.chest.clots import CALCIUM_HU, EmbolusPlan
 from pe_infer.phantom.chest.tissues import Tissues
 from pe_infer.phantom.raster import F32, Box, Capsules, Lattice, Upsampler, add_occupancy
 
 _CHUNK_MM = 25.0
+_FISSURE_MM = 0.7  # thickness of two layers of pleura
 _FINE = ("airway_wall", "airway", "plug", "soft", "vein", "artery")
 
 
@@ -92,6 +93,11 @@ class Painter:
             for index in members:
                 yield self._paint(index, low, fine, clots)
 
+    def air(self, index: int) -> F32:
+        """Return (rows, cols) float32: 0 in soft tissue to 1 deep in the lungs."""
+        plane = self._up.plane(self._scene.anatomy.lung_mm, float(self._scene.layout.z_mm[index]))
+        return self._up.up(np.clip(0.3 - plane / 35, 0, 1), self._full)
+
     def _lattice(self, low: int, high: int, box: Box) -> Lattice:
         layout = self._scene.layout
         rows, cols = box
@@ -137,8 +143,23 @@ class Painter:
             lattice = self._lattice(low, high, box)
             occupancy = np.zeros(lattice.shape, np.float32)
             add_occupancy(occupancy, plan.capsules, lattice, layout.pixel_mm)
+            if plan.channel is not None:
+                free = np.zeros(lattice.shape, np.float32)
+                add_occupancy(free, plan.channel, lattice, layout.pixel_mm)
+                occupancy *= 1 - free
             found.append((number, box, occupancy))
         return found
+
+    def _calcium(self, index: int, low: int, plan: EmbolusPlan, box: Box) -> F32 | None:
+        """Occupancy of the calcified part of an embolus in a pixel box."""
+        if plan.calcium is None:
+            return None
+        first, weights = self._scene.layout.profile(index)
+        first = max(first, low)
+        lattice = self._lattice(first, first + len(weights), box)
+        planes = np.zeros(lattice.shape, np.float32)
+        add_occupancy(planes, plan.calcium, lattice, self._scene.layout.pixel_mm)
+        return np.asarray(np.tensordot(weights, planes, 1), np.float32)
 
     def _mean(self, planes: F32, index: int, low: int) -> F32:
         first, weights = self._scene.layout.profile(index)
@@ -180,18 +201,31 @@ class Painter:
         for name in ("airway_wall", "airway", "plug"):
             if len(scene.capsules[name]):
                 _blend(hu, chest, self._mean(fine[name], index, low) * aerated, tissues.plain[name])
+        fall = self._fall(z)
         flow = up.up(clouds, chest)
         _blend(hu, chest, self._mean(fine["vein"], index, low) * aerated, tissues.vein_hu(flow))
         thin = self._mean(fine["artery"], index, low) * aerated
-        _blend(hu, chest, thin, tissues.artery_hu(flow))
+        lumen = tissues.artery_hu(flow, None if fall is None else fall[chest])
+        _blend(hu, chest, thin, lumen)
         artery = np.zeros_like(hu)
         artery[chest] = thin
-        self._central(hu, artery, z, clouds, grain)
+        self._central(hu, artery, z, (clouds, grain), fall)
         jitter = tissues.texture_hu * (0.75 * grain + 0.5 * clouds)
         box = up.box(up.plane(anatomy.body_mm, z), 0.0) or self._full
         hu[box] += body[box] * up.up(np.asarray(jitter, np.float32), box)
-        here, drop = self._emboli(index, low, clots, artery, clouds)
+        here, drop = self._emboli(index, low, clots, artery, clouds, fall)
         return Painted(hu=hu, artery=artery, emboli=here, drop_hu=drop)
+
+    def _fall(self, z: float) -> F32 | None:
+        """(rows, cols) share of the contrast that has arrived; None if it is the same all over."""
+        fade = self._scene.tissues.distal_fade
+        if not fade:
+            return None
+        k = int(np.argmin(np.abs(self._scene.anatomy.lattice.axis(2) - z)))
+        point = self._scene.anatomy.reference[k]
+        away = np.hypot(np.abs(point[..., 0]) - 30, 0.6 * (point[..., 2] + 20))
+        plane = 1 - fade * np.clip((away - 12) / 70, 0, 1)
+        return self._up.up(np.asarray(plane, np.float32), self._full)
 
     def _lung_share(self, z: float) -> F32 | float:
         """Share of each pixel of the chest window that is not beyond diaphragm or fluid."""
@@ -225,9 +259,24 @@ class Painter:
             tissues.plain["lung"] + tissues.lung_slope_hu * depth / 100 + 14 * clouds + 9 * grain
         )
         value -= tissues.emphysema_hu * np.clip(clouds + 0.5 * grain - 0.6, 0, 1)
+        if tissues.ground_glass_hu:
+            value += tissues.ground_glass_hu * np.clip(0.7 * grain - clouds - 0.5, 0, 1)
         _blend(
             hu, box, occupancy, np.maximum(self._up.up(np.asarray(value, np.float32), box), -985.0)
         )
+        self._fissures(hu, part, z)
+
+    def _fissures(self, hu: F32, lung: tuple[Box, F32], z: float) -> None:
+        """Thin sheets of soft tissue, blurred by pixel and slice."""
+        layout = self._scene.layout
+        box, inside = lung
+        share = _FISSURE_MM / np.hypot(layout.pixel_mm, 0.7 * layout.thickness_mm)
+        for name in ("fissure_oblique", "fissure_minor"):
+            volume = self._scene.anatomy.levels.get(name)
+            if volume is not None:
+                level = self._up.up(self._up.plane(volume, z), box)
+                sheet = np.clip(1 - np.abs(level), 0, 1) * np.float32(min(share, 1.0))
+                _blend(hu, box, inside * sheet, 0.0)
 
     def _bones(self, hu: F32, index: int, low: int, z: float, fine: dict[str, F32]) -> None:
         tissues, up = self._scene.tissues, self._up
@@ -249,9 +298,12 @@ class Painter:
         if box is not None:
             _blend(hu, box, np.clip(0.5 - up.up(plane, box), 0, 1), tissues.plain["canal"])
 
-    def _central(self, hu: F32, artery: F32, z: float, clouds: F32, grain: F32) -> None:
+    def _central(
+        self, hu: F32, artery: F32, z: float, noise: tuple[F32, F32], fall: F32 | None
+    ) -> None:
         """Heart and great vessels, over whatever lay there; the pulmonary trunk comes last."""
         tissues, up = self._scene.tissues, self._up
+        clouds, grain = noise
         if (part := self._field("oesophagus", z)) is not None:
             _blend(hu, *part, tissues.plain["oesophagus"])
         plane = up.plane(self._scene.anatomy.airway_mm, z)
@@ -267,7 +319,11 @@ class Painter:
             if part is None:
                 continue
             box, occupancy = part
-            value = tissues.blood_hu(name, up.up(clouds, box), up.up(grain, box))
+            if name == "artery":
+                arrived = None if fall is None else fall[box]
+                value = tissues.artery_hu(up.up(clouds, box), arrived)
+            else:
+                value = tissues.blood_hu(name, up.up(clouds, box), up.up(grain, box))
             _blend(hu, box, occupancy, value)
             if name == "artery":
                 np.maximum(artery[box], occupancy, out=artery[box])
@@ -275,7 +331,13 @@ class Painter:
                 artery[box] *= 1 - occupancy
 
     def _emboli(
-        self, index: int, low: int, clots: list[tuple[int, Box, F32]], artery: F32, clouds: F32
+        self,
+        index: int,
+        low: int,
+        clots: list[tuple[int, Box, F32]],
+        artery: F32,
+        clouds: F32,
+        fall: F32 | None,
     ) -> tuple[tuple[tuple[int, Box, F32], ...], F32 | None]:
         here: list[tuple[int, Box, F32]] = []
         drop: F32 | None = None
@@ -286,7 +348,11 @@ class Painter:
             here.append((number, box, occupancy))
             if drop is None:
                 drop = np.zeros_like(artery)
-            lumen = self._scene.tissues.artery_hu(self._up.up(clouds, box))
-            fall = occupancy * np.maximum(lumen - np.float32(self._scene.emboli[number].hu), 0)
-            np.maximum(drop[box], fall, out=drop[box])
+            arrived = None if fall is None else fall[box]
+            lumen = self._scene.tissues.artery_hu(self._up.up(clouds, box), arrived)
+            plan = self._scene.emboli[number]
+            change = occupancy * np.maximum(lumen - np.float32(plan.hu), 0)
+            np.maximum(drop[box], change, out=drop[box])
+            if (lime := self._calcium(index, low, plan, box)) is not None:
+                drop[box] -= occupancy * lime * np.float32(CALCIUM_HU - plan.hu)
         return tuple(here), drop

@@ -32,6 +32,8 @@ _BODY_WIDTH = (162, 166, 174, 180, 190, 198, 208, 200, 160, 105, 66, 60)
 _BODY_FRONT = (-118, -124, -122, -115, -102, -95, -84, -75, -66, -64, -62, -78)
 _BODY_BACK = (125, 128, 130, 130, 126, 116, 104, 97, 86, 74, 64, 66)
 
+_BODY_NARROWING = (0.0, 0.04, 0.07, 0.1, 0.13, 0.12, 0.09, 0.06, 0.0, 0.0, 0.0, 0.0)
+
 _SPINE_Z = (-230, -170, -105, -80, -35, -15, 5, 35, 65, 85, 120, 260)
 _SPINE_Y = (50, 55, 60, 62, 65, 62, 58, 50, 30, 20, 8, 0)
 _SPINE_X_RADIUS = (20, 19, 18, 17, 16, 16, 15.5, 15, 14, 13.5, 12, 11)
@@ -68,6 +70,50 @@ def body_level(point: F32) -> F32:
     total = power(x / table(z, _BODY_Z, _BODY_WIDTH))
     total = total + power((y - (front + back) / 2) * 2 / (back - front))
     return np.asarray(total**0.4, np.float32)
+
+
+def oval(point: F32, amount: float) -> F32:
+    """Map points of a chest of measured shape to the oval that the tables describe.
+
+    A measured chest is narrower in front, and its lungs reach back beside the spine.
+
+    Args:
+        point: (..., 3) reference mm.
+        amount: 0 is the oval itself, 1 the measured shape.
+    """
+    if not amount:
+        return point
+    x, y, z = point[..., 0], point[..., 1], point[..., 2]
+    front = np.clip((-5 - y) / 85, 0, 1.2)
+    wide = np.abs(x)
+    beside = np.clip((wide - 8) / 34, 0, 1) * (1 - 0.6 * np.clip((wide - 70) / 45, 0, 1))
+    back = np.clip((y - 25) / 55, 0, 1.3) * np.clip((100 - z) / 60, 0, 1) * beside
+    mapped = np.stack([x * (1 + 0.2 * amount * front**1.5), y - 19 * amount * back, z], -1)
+    return np.asarray(mapped, np.float32)
+
+
+def measured(point: NDArray[np.float64], amount: float) -> NDArray[np.float64]:
+    """Map points of the oval chest back: the inverse of `oval`."""
+    out = point
+    for _ in range(8 if amount else 0):
+        out = point - (oval(out.astype(np.float32), amount) - out)
+    return out
+
+
+def arch_level(point: F32) -> F32:
+    """Return a distance (mm, negative inside) of the wedge of bone and muscle behind the spine."""
+    beyond = point[..., 1] - table(point[..., 2], _SPINE_Z, _SPINE_Y) - 2
+    wedge = np.abs(point[..., 0]) - 17 - 0.85 * np.maximum(beyond, 0)
+    return np.asarray(np.maximum(0.76 * wedge, -beyond), np.float32)
+
+
+def body_narrowing(point: F32, amount: float) -> F32:
+    """Return points (..., 3) moved so that the trunk of the tables becomes narrower."""
+    if not amount:
+        return point
+    out = point.copy()
+    out[..., 0] *= 1 + np.float32(amount) * table(point[..., 2], _BODY_Z, _BODY_NARROWING)
+    return out
 
 
 def rib_point(

@@ -12,7 +12,8 @@ from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
 from pe_infer.phantom.acquisition import Layout
 from pe_infer.phantom.chest.anatomy import build_anatomy, coarse_lattice
 from pe_infer.phantom.chest.config import DEFAULT, PhantomConfig
-from pe_infer.phantom.chest.emboli import EmbolusPlan, Planner
+from pe_infer.phantom.chest.clots import EmbolusPlan
+from pe_infer.phantom.chest.emboli import Planner, choose_narrowing
 from pe_infer.phantom.chest.findings import confusers
 from pe_infer.phantom.chest.frame import Frame, sample_frame
 from pe_infer.phantom.chest.layout import sample_layout, table_background
@@ -22,6 +23,7 @@ from pe_infer.phantom.chest.render import Painted, Painter, Scene
 from pe_infer.phantom.chest.scanner import Scanner
 from pe_infer.phantom.chest.skeleton import build_skeleton
 from pe_infer.phantom.chest.tissues import sample_tissues
+from pe_infer.phantom.chest.tree import narrowed
 from pe_infer.phantom.raster import Capsules
 from pe_infer.phantom.sampling import Draw
 from pe_infer.phantom.truth import as_slices
@@ -45,7 +47,7 @@ class Embolus:
 
     Attributes:
         place: Which artery, e.g. ``"saddle"``, ``"left lower segmental"``.
-        kind: occlusive, eccentric, central or irregular.
+        kind: occlusive, eccentric, central, irregular, mural or web.
         centre_mm: Patient coordinates (LPS) of a mask voxel near its centroid.
         length_mm: Length along the centre line of the artery, before the scan's borders cut it.
         lumen_radius_mm: Mean radius of the artery along it.
@@ -101,10 +103,14 @@ class PhantomStudy:
 
     def truth(self) -> dict[str, Any]:
         """Emboli and parameters, as values that JSON can hold."""
+        volumes: dict[str, float] = {}
+        for embolus in self.emboli:
+            volumes[embolus.kind] = volumes.get(embolus.kind, 0.0) + embolus.volume_mm3
         return {
             "seed": self.seed,
             "positive": self.positive,
             "emboli": [asdict(embolus) for embolus in self.emboli],
+            "volume_mm3_by_kind": volumes,
             "parameters": self.parameters,
         }
 
@@ -147,7 +153,10 @@ def _scene(draw: Draw, config: PhantomConfig, *, with_emboli: bool) -> tuple[Sce
     vessel_scale = draw.uniform("vessel_scale", config.vessel_scale)
     central = central_vessels(draw, vessel_scale)
     trees = grow_lungs(draw, config, vessel_scale)
-    bones = build_skeleton(draw)
+    narrowing = choose_narrowing(draw, config, trees.arteries)
+    if narrowing is not None:
+        trees = replace(trees, arteries=narrowed(trees.arteries, *narrowing))
+    bones = build_skeleton(draw, config)
     x, y = layout.axis(0), layout.axis(1)
     middle_y = frame.shift_mm[1]
     lattice = coarse_lattice(
@@ -187,6 +196,7 @@ def _scene(draw: Draw, config: PhantomConfig, *, with_emboli: bool) -> tuple[Sce
             trees.arteries,
             vessel_scale=vessel_scale,
             visible_mm=(0.45 * layout.thickness_mm + 0.6 * layout.pixel_mm) / frame.mean_scale,
+            narrowing=None if narrowing is None else narrowing[0],
         )
         plans = planner.plan()
     inside = np.flatnonzero((anatomy.body_mm < 0).any((0, 2)))
@@ -256,17 +266,18 @@ def _generate(seed: int, config: PhantomConfig, *, with_emboli: bool) -> list[Ph
     arteries = np.zeros_like(truth.mask)
     plain: list[NDArray[np.int16]] = []
     clotted: list[NDArray[np.int16]] = []
-    for index, painted in enumerate(Painter(scene).slices()):
+    painter = Painter(scene)
+    for index, painted in enumerate(painter.slices()):
         hu = painted.hu
         scanner.streak(hu, index)
-        noise = scanner.noise(index)
-        plain.append(scanner.store(scanner.blur(hu) + noise))
+        noise = scanner.noise(index, painter.air(index) if scanner.uneven else None)
+        plain.append(scanner.store(scanner.blur(hu, index) + noise))
         arteries[index] = painted.artery >= 0.5
         if painted.drop_hu is None:
             clotted.append(plain[-1])
         else:
             truth.add(index, painted)
-            clotted.append(scanner.store(scanner.blur(hu - painted.drop_hu) + noise))
+            clotted.append(scanner.store(scanner.blur(hu - painted.drop_hu, index) + noise))
     emboli = truth.emboli()
     if with_emboli and not emboli:
         raise ConfigurationError(

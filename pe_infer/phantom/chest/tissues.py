@@ -1,6 +1,6 @@
 """Hounsfield units of one patient: plain tissues, and blood with its mixing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Tissues:
         vertebra_pitch_mm: Distance of vertebrae.
         unopacified_hu: Blood without contrast.
         slow_flow: Strength of hazy dark patches in the pulmonary arteries.
+        ground_glass_hu: Gain in lung density in patches.
+        distal_fade: Share of the contrast that is missing in the outermost arteries.
     """
 
     plain: dict[str, float]
@@ -53,16 +55,25 @@ class Tissues:
     vertebra_pitch_mm: float
     unopacified_hu: float
     slow_flow: float
+    ground_glass_hu: float = 0.0
+    distal_fade: float = 0.0
 
     @property
     def blood_order(self) -> tuple[str, ...]:
         """Names in the order in which they are painted."""
         return _BLOOD_ORDER
 
-    def artery_hu(self, clouds: F32) -> F32:
-        """Return the lumen of the pulmonary arteries: uneven, hazy and dark where flow is slow."""
+    def artery_hu(self, clouds: F32, arrived: F32 | None = None) -> F32:
+        """Return the lumen of the pulmonary arteries: uneven, hazy and dark where flow is slow.
+
+        Args:
+            clouds: Smooth noise of unit variance.
+            arrived: Share of the contrast at each place; ``None`` is all of it.
+        """
         level, mixing = self.blood["artery"]
         share = 1 + mixing * clouds - self.slow_flow * np.clip(-0.9 - clouds, 0, 0.8)
+        if arrived is not None:
+            share = share * arrived
         return np.asarray(np.maximum(level * share, self.unopacified_hu), np.float32)
 
     def vein_hu(self, clouds: F32) -> F32:
@@ -93,6 +104,47 @@ class Tissues:
 
 def sample_tissues(draw: Draw, config: PhantomConfig, frame: Frame) -> Tissues:
     """Draw the values; the phases of contrast are independent of each other and of emboli."""
+    usual = _usual_tissues(draw, config, frame)
+    if draw.chance("late_phase", config.late_phase_probability):
+        return _late_phase(draw, usual)
+    if draw.chance("poor_opacification", config.poor_opacification_probability):
+        return _poor_opacification(draw, config, usual)
+    return usual
+
+
+def _late_phase(draw: Draw, usual: Tissues) -> Tissues:
+    """Contrast has gone round: all vessels are moderately bright and alike, organs too."""
+    artery = draw.uniform("late_artery_hu", (125.0, 230.0))
+    draw.values["artery_hu"] = artery
+    blood = dict(usual.blood)
+    for name in blood:
+        lowest = {"lower_cava": 0.55, "azygos": 0.7, "neck_veins": 0.7}.get(name, 0.9)
+        level = artery * draw.uniform(f"late_{name}", (lowest, 1.12))
+        blood[name] = (level, 0.15 * blood[name][1])
+    blood["artery"] = (artery, usual.blood["artery"][1])
+    blood["muscle_heart"] = (draw.uniform("late_heart_muscle_hu", (90.0, 140.0)), 0.1)
+    organs = {
+        "liver": draw.uniform("late_liver_hu", (85.0, 130.0)),
+        "spleen": draw.uniform("late_spleen_hu", (95.0, 150.0)),
+        "muscle": usual.plain["muscle"] + 8.0,
+    }
+    return replace(usual, plain=usual.plain | organs, blood=blood)
+
+
+def _poor_opacification(draw: Draw, config: PhantomConfig, usual: Tissues) -> Tissues:
+    """Little contrast in the pulmonary arteries, unevenly mixed; elsewhere as it happens."""
+    artery = draw.uniform("poor_artery_hu", config.poor_artery_hu)
+    per_usual = artery / float(draw.values["artery_hu"])
+    draw.values["artery_hu"] = artery
+    heart = usual.blood["ventricle_right"]
+    blood = usual.blood | {
+        "artery": (artery, draw.uniform("poor_artery_mixing", (0.04, 0.16))),
+        "ventricle_right": (heart[0] * per_usual, heart[1]),
+    }
+    return replace(usual, blood=blood)
+
+
+def _usual_tissues(draw: Draw, config: PhantomConfig, frame: Frame) -> Tissues:
     artery = draw.uniform("artery_hu", config.artery_hu)
     plain_blood = draw.uniform("unopacified_hu", (32.0, 55.0))
     late = draw.chance("veins_unopacified", config.unopacified_vein_probability)
@@ -162,4 +214,8 @@ def sample_tissues(draw: Draw, config: PhantomConfig, frame: Frame) -> Tissues:
         slow_flow=draw.uniform("slow_flow", (0.1, 0.6))
         if draw.chance("slow_flow_present", 0.35)
         else 0.0,
+        ground_glass_hu=draw.uniform("ground_glass_hu", (60.0, 260.0))
+        if draw.chance("ground_glass", config.ground_glass_probability)
+        else 0.0,
+        distal_fade=draw.uniform("distal_fade", config.distal_fade),
     )

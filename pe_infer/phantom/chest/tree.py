@@ -4,7 +4,7 @@ All branches of one generation are grown together with array operations. Radii f
 with the number of end points served: r = r_end * n ** (1 / exponent).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +118,22 @@ class _Segments:
         return last
 
 
-def grow(roots: list[Root], end_radius_mm: float, rng: np.random.Generator) -> Tree:
-    """Grow one tree per root until every end point is served."""
+def grow(
+    roots: list[Root],
+    end_radius_mm: float,
+    rng: np.random.Generator,
+    exponent: float = MURRAY_EXPONENT,
+    smallest_share: float = 0.28,
+) -> Tree:
+    """Grow one tree per root until every end point is served.
+
+    Args:
+        roots: Where to begin, and what to serve.
+        end_radius_mm: Radius at the end points.
+        rng: Source of random numbers.
+        exponent: Of Murray's law.
+        smallest_share: Of a branch's end points, the fewest that one of its children serves.
+    """
     points = np.concatenate([r.targets for r in roots]).astype(np.float64)
     served = [k for k, r in enumerate(roots) if len(r.targets)]
     group = np.repeat(np.arange(len(served)), [len(roots[k].targets) for k in served])
@@ -137,7 +151,7 @@ def grow(roots: list[Root], end_radius_mm: float, rng: np.random.Generator) -> T
         heading = reach / np.maximum(np.linalg.norm(reach, axis=1, keepdims=True), 1e-3)
         end = tip + reach * share[:, None]
         bend = rng.standard_normal((groups, 3)) * 0.07 * np.linalg.norm(end - tip, axis=1)[:, None]
-        radius = np.minimum(end_radius_mm * count ** (1 / MURRAY_EXPONENT), calibre)
+        radius = np.minimum(end_radius_mm * count ** (1 / exponent), calibre)
         begin = np.minimum(calibre, radius * 1.12)
         last = segments.add(tip, end, bend, (begin, radius), parent, root)
         growing = count[group] > 1
@@ -148,7 +162,7 @@ def grow(roots: list[Root], end_radius_mm: float, rng: np.random.Generator) -> T
         order = np.lexsort((across, group))
         points, group = points[order], group[order]
         rank = np.arange(len(points)) - np.searchsorted(group, np.arange(groups))[group]
-        cut = np.round(count * rng.uniform(0.28, 0.72, groups))
+        cut = np.round(count * rng.uniform(smallest_share, 1 - smallest_share, groups))
         cut = np.clip(cut, 1, np.maximum(count - 1, 1))
         used, group = np.unique(2 * group + (rank >= cut[group]), return_inverse=True)
         source = used // 2
@@ -164,6 +178,22 @@ def grow(roots: list[Root], end_radius_mm: float, rng: np.random.Generator) -> T
         parent=before.astype(np.int64),
         root=where.astype(np.int64),
         labels=tuple(r.label for r in roots),
+    )
+
+
+def narrowed(tree: Tree, segment: int, factor: float) -> Tree:
+    """Return the tree with all that lies beyond the start of a segment thinner by ``factor``."""
+    beyond = np.zeros(len(tree.parent), bool)
+    beyond[segment] = True
+    for k in range(segment + 1, len(beyond)):  # parents come before children
+        beyond[k] = tree.parent[k] >= 0 and beyond[tree.parent[k]]
+    ends = np.where(beyond, np.float32(factor), np.float32(1))
+    starts = ends.copy()
+    starts[segment] = 1
+    return replace(
+        tree,
+        radius_mm=tree.radius_mm * ends,
+        start_radius_mm=tree.start_radius_mm * starts,
     )
 
 
