@@ -123,7 +123,7 @@ def _smooth_minimum(a: F32, b: F32, width_mm: float) -> F32:
 def _trunk(draw: Draw, config: PhantomConfig, make: _Builder) -> tuple[F32, F32]:
     """Distances to the trunk with arms, and to the skin: extra fat and breasts added."""
     shape = draw.uniform("chest_shape", config.chest_shape)
-    outline = shapes.body_narrowing(shapes.oval(make.reference, shape), shape)
+    outline = shapes.body_narrowing(shapes.oval(make.reference, shape, 0.9), shape)
     trunk = make.distance(shapes.body_level(outline))
     down = draw.chance("arms_down", config.arms_down_probability)
     thin = np.float32(9 * shape)
@@ -143,16 +143,23 @@ def _trunk(draw: Draw, config: PhantomConfig, make: _Builder) -> tuple[F32, F32]
         size = draw.uniform("breast_mm", (28.0, 48.0))
         for s in (-1, 1):
             y = -104.0 - 0.6 * extra
-            body = _smooth_minimum(body, make.ellipsoid((s * 76, y, -45), (60, size, 58)), 16.0)
+            x, depth = (76 + 16 * shape, (1 - 0.45 * shape) * size)
+            body = _smooth_minimum(body, make.ellipsoid((s * x, y, -45), (60, depth, 58)), 16.0)
     return trunk, np.asarray(body, np.float32)
 
 
 def _mediastinum(
-    draw: Draw, make: _Builder, organs: dict[str, F32], connective: F32, hilar: F32
+    draw: Draw,
+    config: PhantomConfig,
+    make: _Builder,
+    organs: dict[str, F32],
+    connective: F32,
+    hilar: F32,
 ) -> F32:
     """Distance to all that is neither lung nor chest wall: organs wrapped in a little fat."""
     point = make.reference
     z = point[..., 2]
+    shape = draw.uniform("chest_shape", config.chest_shape)
     fat = np.float32(draw.uniform("mediastinal_fat_mm", (1.5, 5.0)))
     # A wedge of fat behind the sternum
     ahead = np.maximum(point[..., 1] + 92 + 0.25 * z * (z < 0), 0)
@@ -166,7 +173,7 @@ def _mediastinum(
     wrapped = [organs[name] - fat for name in ("heart", "aorta", "cava", "artery")]
     wrapped += [organs["azygos"], organs["lower_cava"], organs["oesophagus"] - 1.0]
     wrapped += [
-        organs["airway"] - 0.5 * fat - 1.0,
+        organs["airway"] - 0.5 * fat - 1.0 - np.float32(3 * shape),
         organs["spine"] - 4.0,
         organs["veins"] - 0.6 * fat,
     ]
@@ -225,15 +232,7 @@ def build_anatomy(
     extra = draw.uniform("extra_fat_mm", config.extra_fat_mm)
     deep = trunk + np.float32(7.0 + 0.1 * max(extra, 0.0)) + 2.5 * clouds
 
-    shape = draw.uniform("chest_shape", config.chest_shape)
-    wall = shapes.oval(point, shape)
-    cage = [make.distance(shapes.cage_level(wall, s)) for s in (-1, 1)]
-    dome_rise = draw.uniform("diaphragm_rise_mm", (-14.0, 16.0))
-    left_rise = draw.uniform("left_rise_mm", (-8, 8))
-    right_dome = make.ellipsoid((-60, 8, -187 + dome_rise), (84, 97, 98))
-    left_dome = make.ellipsoid((68, 14, -193 + dome_rise + left_rise), (76, 92, 95))
-    tendon = make.ellipsoid((2, -25, -188 + dome_rise), (78, 90, 80))
-    below = np.minimum.reduce([right_dome, left_dome, tendon])
+    right_dome, below = _diaphragm(draw, make)
     heart = _heart(make, draw.uniform("heart_scale", config.heart_scale))
     organs = {
         "heart": np.minimum.reduce([*heart.values()]),
@@ -247,11 +246,12 @@ def build_anatomy(
         "spine": make.distance(shapes.spine_level(point)),
         "veins": make.tubes(central.veins),
     }
-    middle = _mediastinum(draw, make, organs, make.tubes(central.connective), make.tubes(hilar))
+    middle = _mediastinum(
+        draw, config, make, organs, make.tubes(central.connective), make.tubes(hilar)
+    )
     middle = np.asarray(middle + 0.6 * grain, np.float32)
-    cavity = np.minimum(cage[0], cage[1])
-    if shape:
-        cavity = np.maximum(cavity, -np.float32(frame.mean_scale) * shapes.arch_level(point))
+    shape = draw.uniform("chest_shape", config.chest_shape)
+    cavity = _cavity(make, shape)
     lungs = np.maximum(cavity, -np.minimum(middle, below))
 
     fluid, dense = _findings(draw, config, make, cavity, np.minimum(middle, below), lungs, clouds)
@@ -299,11 +299,33 @@ def build_anatomy(
     )
 
 
+def _cavity(make: _Builder, shape: float) -> F32:
+    """Distance to the inside of the ribs."""
+    wall = shapes.oval(make.reference, shape)
+    cage = [make.distance(shapes.cage_level(wall, side)) for side in (-1, 1)]
+    cavity = np.minimum(cage[0], cage[1])
+    if shape:
+        arches = np.float32(make.frame.mean_scale) * shapes.arch_level(make.reference)
+        cavity = np.maximum(cavity, -arches)
+    return np.asarray(cavity, np.float32)
+
+
+def _diaphragm(draw: Draw, make: _Builder) -> tuple[F32, F32]:
+    """Distances to its right dome, and to all that is below it."""
+    dome_rise = draw.uniform("diaphragm_rise_mm", (-14.0, 16.0))
+    left_rise = draw.uniform("left_rise_mm", (-8, 8))
+    right_dome = make.ellipsoid((-60, 8, -187 + dome_rise), (84, 97, 98))
+    left_dome = make.ellipsoid((68, 14, -193 + dome_rise + left_rise), (76, 92, 95))
+    tendon = make.ellipsoid((2, -25, -188 + dome_rise), (78, 90, 80))
+    return right_dome, np.asarray(np.minimum.reduce([right_dome, left_dome, tendon]), np.float32)
+
+
 def _fissures(make: _Builder, clouds: F32) -> dict[str, F32]:
     """Levels of the surfaces between the lobes (`lungs.lobe_of`), slightly wavy."""
     x, y, z = (make.reference[..., axis] for axis in range(3))
-    oblique = (z - 34 + (70 - y) * 1.08) / 1.47 + 1.5 * clouds
-    minor = np.where((x < 0) & (oblique > 0), z + 36 + 1.5 * clouds, _FAR_MM)
+    bow = 0.005 * (np.abs(x) - 60) ** 2 - 5
+    oblique = (z - 34 + (70 - y) * 1.08) / 1.47 + 1.5 * clouds + bow
+    minor = np.where((x < 0) & (oblique > 0), z + 36 + 1.5 * clouds + bow, _FAR_MM)
     return {
         "fissure_oblique": make.level(np.asarray(oblique, np.float32)),
         "fissure_minor": make.level(np.asarray(minor, np.float32)),

@@ -61,6 +61,8 @@ class PhantomConfig(Configuration):
     chest_shape: Range = (0.0, 0.0)  # 0 an oval chest, 1 lungs that reach back beside the spine
     murray_exponent: Range = (3.1, 3.1)
     smallest_branch_share: float = 0.28  # of a branch's end points that its smaller child serves
+    early_division: Range = (0.0, 0.0)  # share by which branches divide nearer to the hilum
+    branch_curve: Range = (0.0, 0.0)  # 0 straight branches, 1 branches that leave as a tangent
     fissure_probability: float = 0.0  # fissures can be seen
     # Contrast
     artery_hu: Range

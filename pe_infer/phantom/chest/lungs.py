@@ -15,7 +15,7 @@ from pe_infer.phantom.chest.mediastinum import (
     LEFT_VEINS,
     RIGHT_VEINS,
 )
-from pe_infer.phantom.chest.tree import Root, Tree, airways_beside, grow
+from pe_infer.phantom.chest.tree import Habit, Root, Tree, airways_beside, grow
 from pe_infer.phantom.raster import F32, Capsules
 from pe_infer.phantom.sampling import Draw
 
@@ -127,15 +127,20 @@ def grow_lungs(draw: Draw, config: PhantomConfig, vessel_scale: float) -> LungTr
     tip_mm = draw.uniform("terminal_radius_mm", config.terminal_radius_mm) * vessel_scale
     shape = draw.uniform("chest_shape", config.chest_shape)
     exponent = draw.uniform("murray_exponent", config.murray_exponent)
-    least = config.smallest_branch_share
+    habit = Habit(
+        exponent=exponent,
+        smallest_share=config.smallest_branch_share,
+        curve=draw.uniform("branch_curve", config.branch_curve),
+        early=draw.uniform("early_division", config.early_division),
+    )
     rise = draw.uniform("diaphragm_rise_mm", (-14.0, 16.0))
     left_rise = draw.uniform("left_rise_mm", (-8, 8))
     targets = end_points(draw.rng("artery_ends"), per_lung, rise, left_rise, shape)
     roots = _artery_roots(targets, vessel_scale)
-    arteries = grow(roots, tip_mm, draw.rng("artery_tree"), exponent, least)
+    arteries = grow(roots, tip_mm, draw.rng("artery_tree"), habit)
     targets = end_points(draw.rng("vein_ends"), int(per_lung * 0.8), rise, left_rise, shape)
     roots = _vein_roots(targets, vessel_scale)
-    veins = grow(roots, tip_mm, draw.rng("vein_tree"), exponent, least)
+    veins = grow(roots, tip_mm, draw.rng("vein_tree"), habit)
     airways = airways_beside(
         arteries, BRONCHUS_ENDS, draw.uniform("smallest_airway_mm", (0.8, 1.2))
     )

@@ -12,7 +12,7 @@ from pe_infer.phantom.chest.tissues import Tissues
 from pe_infer.phantom.raster import F32, Box, Capsules, Lattice, Upsampler, add_occupancy
 
 _CHUNK_MM = 25.0
-_FISSURE_MM = 0.7  # thickness of two layers of pleura
+_FISSURE_MM = 0.35  # thickness of two layers of pleura
 _FINE = ("airway_wall", "airway", "plug", "soft", "vein", "artery")
 
 
@@ -260,7 +260,7 @@ class Painter:
         )
         value -= tissues.emphysema_hu * np.clip(clouds + 0.5 * grain - 0.6, 0, 1)
         if tissues.ground_glass_hu:
-            value += tissues.ground_glass_hu * np.clip(0.7 * grain - clouds - 0.5, 0, 1)
+            value += tissues.ground_glass_hu * np.clip(0.25 * grain - clouds - 0.4, 0, 1.6) / 1.6
         _blend(
             hu, box, occupancy, np.maximum(self._up.up(np.asarray(value, np.float32), box), -985.0)
         )

@@ -72,7 +72,7 @@ def body_level(point: F32) -> F32:
     return np.asarray(total**0.4, np.float32)
 
 
-def oval(point: F32, amount: float) -> F32:
+def oval(point: F32, amount: float, midline: float = 0.0) -> F32:
     """Map points of a chest of measured shape to the oval that the tables describe.
 
     A measured chest is narrower in front, and its lungs reach back beside the spine.
@@ -80,6 +80,7 @@ def oval(point: F32, amount: float) -> F32:
     Args:
         point: (..., 3) reference mm.
         amount: 0 is the oval itself, 1 the measured shape.
+        midline: How much of the reach beside the spine there is behind it as well.
     """
     if not amount:
         return point
@@ -87,6 +88,7 @@ def oval(point: F32, amount: float) -> F32:
     front = np.clip((-5 - y) / 85, 0, 1.2)
     wide = np.abs(x)
     beside = np.clip((wide - 8) / 34, 0, 1) * (1 - 0.6 * np.clip((wide - 70) / 45, 0, 1))
+    beside = np.maximum(beside, midline)
     back = np.clip((y - 25) / 55, 0, 1.3) * np.clip((100 - z) / 60, 0, 1) * beside
     mapped = np.stack([x * (1 + 0.2 * amount * front**1.5), y - 19 * amount * back, z], -1)
     return np.asarray(mapped, np.float32)
@@ -103,8 +105,9 @@ def measured(point: NDArray[np.float64], amount: float) -> NDArray[np.float64]:
 def arch_level(point: F32) -> F32:
     """Return a distance (mm, negative inside) of the wedge of bone and muscle behind the spine."""
     beyond = point[..., 1] - table(point[..., 2], _SPINE_Z, _SPINE_Y) - 2
-    wedge = np.abs(point[..., 0]) - 17 - 0.85 * np.maximum(beyond, 0)
-    return np.asarray(np.maximum(0.76 * wedge, -beyond), np.float32)
+    wedge = np.abs(point[..., 0]) - 18 - 0.018 * np.maximum(beyond, 0) ** 2
+    slope = 1 / np.hypot(1, 0.036 * np.clip(beyond, 0, 60))
+    return np.asarray(np.maximum(slope * wedge, -beyond), np.float32)
 
 
 def body_narrowing(point: F32, amount: float) -> F32:

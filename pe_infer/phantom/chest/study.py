@@ -11,8 +11,8 @@ from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
 from pe_infer.phantom.acquisition import Layout
 from pe_infer.phantom.chest.anatomy import build_anatomy, coarse_lattice
-from pe_infer.phantom.chest.config import DEFAULT, PhantomConfig
 from pe_infer.phantom.chest.clots import EmbolusPlan
+from pe_infer.phantom.chest.config import DEFAULT, PhantomConfig
 from pe_infer.phantom.chest.emboli import Planner, choose_narrowing
 from pe_infer.phantom.chest.findings import confusers
 from pe_infer.phantom.chest.frame import Frame, sample_frame

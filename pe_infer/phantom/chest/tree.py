@@ -1,10 +1,11 @@
 """Space-filling vessel trees: end points are divided again and again, a branch serves every part.
 
 All branches of one generation are grown together with array operations. Radii follow Murray's law
-with the number of end points served: r = r_end * n ** (1 / exponent).
+with the number of end points served: r = r_end * n ** (1 / habit.exponent).
 """
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from pe_infer.phantom.raster import F32, Capsules
 
 MURRAY_EXPONENT = 3.1
 _LONGEST_STRAIGHT_MM = 9.0
+_THICK_SHARE = 0.08  # of a lobe's end points: lobar and segmental branches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,26 @@ class Root:
     start: tuple[float, float, float]
     radius_mm: float
     targets: F32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habit:
+    """How trees branch.
+
+    Attributes:
+        exponent: Of Murray's law.
+        smallest_share: Of a branch's end points, the fewest that one of its children serves.
+        curve: 0 makes straight branches; with 1 they leave in the direction of their parent.
+        early: Share by which the thickest branches are shorter, so that they divide near the hilum.
+    """
+
+    exponent: float = MURRAY_EXPONENT
+    smallest_share: float = 0.28
+    curve: float = 0.0
+    early: float = 0.0
+
+
+VERSION_1: Final = Habit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,21 +141,9 @@ class _Segments:
 
 
 def grow(
-    roots: list[Root],
-    end_radius_mm: float,
-    rng: np.random.Generator,
-    exponent: float = MURRAY_EXPONENT,
-    smallest_share: float = 0.28,
+    roots: list[Root], end_radius_mm: float, rng: np.random.Generator, habit: Habit = VERSION_1
 ) -> Tree:
-    """Grow one tree per root until every end point is served.
-
-    Args:
-        roots: Where to begin, and what to serve.
-        end_radius_mm: Radius at the end points.
-        rng: Source of random numbers.
-        exponent: Of Murray's law.
-        smallest_share: Of a branch's end points, the fewest that one of its children serves.
-    """
+    """Grow one tree per root until every end point is served."""
     points = np.concatenate([r.targets for r in roots]).astype(np.float64)
     served = [k for k, r in enumerate(roots) if len(r.targets)]
     group = np.repeat(np.arange(len(served)), [len(roots[k].targets) for k in served])
@@ -141,17 +151,24 @@ def grow(
     calibre = np.array([roots[k].radius_mm for k in served], np.float64)
     parent = np.full(len(served), -1)
     root = np.array(served)
+    whole = np.array([len(r.targets) for r in roots])
     segments = _Segments()
+    before = np.zeros((len(tip), 3))  # directions of the parents
     while len(points):
         groups = len(tip)
         count = np.bincount(group, minlength=groups)
         centre = np.stack([np.bincount(group, points[:, k], groups) / count for k in range(3)], 1)
         reach = centre - tip
         share = np.where(count == 1, 1.0, rng.uniform(0.3, 0.5, groups))
+        if habit.early:
+            share[count > _THICK_SHARE * whole[root]] *= 1 - habit.early
         heading = reach / np.maximum(np.linalg.norm(reach, axis=1, keepdims=True), 1e-3)
         end = tip + reach * share[:, None]
         bend = rng.standard_normal((groups, 3)) * 0.07 * np.linalg.norm(end - tip, axis=1)[:, None]
-        radius = np.minimum(end_radius_mm * count ** (1 / exponent), calibre)
+        if habit.curve:
+            turn = (before - heading) * np.linalg.norm(before, axis=1, keepdims=True)
+            bend += 0.25 * habit.curve * np.linalg.norm(end - tip, axis=1)[:, None] * turn
+        radius = np.minimum(end_radius_mm * count ** (1 / habit.exponent), calibre)
         begin = np.minimum(calibre, radius * 1.12)
         last = segments.add(tip, end, bend, (begin, radius), parent, root)
         growing = count[group] > 1
@@ -162,12 +179,13 @@ def grow(
         order = np.lexsort((across, group))
         points, group = points[order], group[order]
         rank = np.arange(len(points)) - np.searchsorted(group, np.arange(groups))[group]
-        cut = np.round(count * rng.uniform(smallest_share, 1 - smallest_share, groups))
+        cut = np.round(count * rng.uniform(habit.smallest_share, 1 - habit.smallest_share, groups))
         cut = np.clip(cut, 1, np.maximum(count - 1, 1))
         used, group = np.unique(2 * group + (rank >= cut[group]), return_inverse=True)
         source = used // 2
         tip, calibre, parent, root = end[source], radius[source], last[source], root[source]
-    a, b, ra, rb, before, where = (
+        before = heading[source]
+    a, b, ra, rb, parents, where = (
         np.concatenate([p[k] for p in segments.pieces]) for k in range(6)
     )
     return Tree(
@@ -175,7 +193,7 @@ def grow(
         end=b.astype(np.float32),
         start_radius_mm=ra.astype(np.float32),
         radius_mm=rb.astype(np.float32),
-        parent=before.astype(np.int64),
+        parent=parents.astype(np.int64),
         root=where.astype(np.int64),
         labels=tuple(r.label for r in roots),
     )
