@@ -143,8 +143,8 @@ def _trunk(draw: Draw, config: PhantomConfig, make: _Builder) -> tuple[F32, F32]
         size = draw.uniform("breast_mm", (28.0, 48.0))
         for s in (-1, 1):
             y = -104.0 - 0.6 * extra
-            x, depth = (76 + 16 * shape, (1 - 0.45 * shape) * size)
-            body = _smooth_minimum(body, make.ellipsoid((s * x, y, -45), (60, depth, 58)), 16.0)
+            x, depth = (76 + 4 * shape, (1 - 0.4 * shape) * size)
+            body = _smooth_minimum(body, make.ellipsoid((s * x, y, -45), (60 - 9 * shape, depth, 58)), 16.0)
     return trunk, np.asarray(body, np.float32)
 
 

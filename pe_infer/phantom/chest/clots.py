@@ -80,9 +80,19 @@ def mural(path: NDArray[np.float64], rng: np.random.Generator) -> tuple[Capsules
     across = _across(path, rng)
     open_share = rng.uniform(0.55, 0.8)
     ends = np.sin(np.linspace(0, np.pi, len(path))) ** 0.5  # the crescent tapers off at its ends
-    size = open_share + (1.02 - open_share) * (1 - ends)
-    channel = Capsules.chain(points - across * (radius * (1.04 - size))[:, None], radius * size)
-    return Capsules.chain(points, radius * 1.12), channel
+    clot = points + across * (radius * (0.15 + 1.75 * (1 - ends)))[:, None]
+    middle = points - across * (radius * (1.04 - open_share))[:, None]
+    first, last = (_unit(points[k] - points[k + step]) for k, step in ((0, 1), (-1, -1)))
+    ahead, beyond = middle[0] + 3 * radius[0] * first, middle[-1] + 3 * radius[-1] * last
+    channel = Capsules.chain(
+        np.concatenate([ahead[None], middle, beyond[None]]),
+        open_share * np.concatenate([radius[:1], radius, radius[-1:]]),
+    )
+    return Capsules.chain(clot, radius * 1.12), channel
+
+
+def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-6), np.float64)
 
 
 def web(path: NDArray[np.float64], rng: np.random.Generator) -> Capsules:

@@ -150,12 +150,11 @@ class Painter:
             found.append((number, box, occupancy))
         return found
 
-    def _calcium(self, index: int, low: int, plan: EmbolusPlan, box: Box) -> F32 | None:
+    def _calcium(self, index: int, plan: EmbolusPlan, box: Box) -> F32 | None:
         """Occupancy of the calcified part of an embolus in a pixel box."""
         if plan.calcium is None:
             return None
         first, weights = self._scene.layout.profile(index)
-        first = max(first, low)
         lattice = self._lattice(first, first + len(weights), box)
         planes = np.zeros(lattice.shape, np.float32)
         add_occupancy(planes, plan.calcium, lattice, self._scene.layout.pixel_mm)
@@ -353,6 +352,6 @@ class Painter:
             plan = self._scene.emboli[number]
             change = occupancy * np.maximum(lumen - np.float32(plan.hu), 0)
             np.maximum(drop[box], change, out=drop[box])
-            if (lime := self._calcium(index, low, plan, box)) is not None:
+            if (lime := self._calcium(index, plan, box)) is not None:
                 drop[box] -= occupancy * lime * np.float32(CALCIUM_HU - plan.hu)
         return tuple(here), drop
