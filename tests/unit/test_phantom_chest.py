@@ -27,7 +27,7 @@ from pe_infer.phantom.chest.motion import Motion
 from pe_infer.phantom.chest.scanner import Scanner
 from pe_infer.phantom.chest.tissues import Tissues, sample_tissues
 from pe_infer.phantom.chest.tree import Habit, Root, Tree, grow, narrowed
-from pe_infer.phantom.raster import Lattice, add_occupancy
+from pe_infer.phantom.raster import Capsules, Lattice, add_occupancy
 from pe_infer.phantom.sampling import Draw
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
@@ -313,7 +313,7 @@ def path_of(radius: float) -> NDArray[np.float64]:
     return np.stack([0 * z, 0 * z, z, 0 * z + radius], 1)
 
 
-def lumen_share(capsules: clots.Capsules, channel: clots.Capsules | None) -> NDArray[np.float32]:
+def lumen_share(capsules: Capsules, channel: Capsules | None) -> NDArray[np.float32]:
     """(z, y, x) of the clot in a straight artery of 5 mm radius along z."""
     lattice = Lattice(origin_mm=(-5, -5, -21), step_mm=(0.25, 0.25, 1.0), shape=(43, 41, 41))
     inside, free = np.zeros((2, *lattice.shape), np.float32)

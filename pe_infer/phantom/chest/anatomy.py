@@ -17,7 +17,7 @@ from pe_infer.phantom.chest.mediastinum import CentralVessels
 from pe_infer.phantom.raster import F32, Capsules, Lattice, lower_distance
 from pe_infer.phantom.sampling import Draw
 
-_FAR_MM = np.float32(40.0)
+_FAR_MM = 40.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +81,10 @@ class _Builder:
         k0 *= np.float32(self.frame.mean_scale)
         return k0
 
-    def tubes(self, caps: Capsules) -> F32:
-        """Signed distance of capsules given in reference coordinates."""
-        out = np.full(self.lattice.shape, _FAR_MM, np.float32)
-        lower_distance(out, self.frame.capsules(caps), self.lattice, 14.0)
+    def tubes(self, caps: Capsules, reach_mm: float = 14.0, far_mm: float = _FAR_MM) -> F32:
+        """Signed distance of capsules given in reference coordinates; ``far_mm`` out of reach."""
+        out = np.full(self.lattice.shape, far_mm, np.float32)
+        lower_distance(out, self.frame.capsules(caps), self.lattice, reach_mm)
         return out
 
     def level(self, distance: F32, motion_mm: float = 0.0) -> F32:
@@ -136,15 +136,16 @@ def _trunk(draw: Draw, config: PhantomConfig, make: _Builder) -> tuple[F32, F32]
         )
         for s in (-1, 1)
     ]
-    trunk = np.minimum(trunk, make.tubes(Capsules.join(arms)))
     extra = draw.uniform("extra_fat_mm", config.extra_fat_mm)
+    reach, far = (16.0 + max(extra, 0.0), 1e3) if shape else (14.0, _FAR_MM)
+    trunk = np.minimum(trunk, make.tubes(Capsules.join(arms), reach, far))
     body = trunk - np.float32(extra)
     if draw.chance("breasts", 0.45):
         size = draw.uniform("breast_mm", (28.0, 48.0))
         for s in (-1, 1):
             y = -104.0 - 0.6 * extra
-            x, depth = (76 + 4 * shape, (1 - 0.4 * shape) * size)
-            body = _smooth_minimum(body, make.ellipsoid((s * x, y, -45), (60 - 9 * shape, depth, 58)), 16.0)
+            x, semi = 76 + 4 * shape, (60 - 9 * shape, (1 - 0.4 * shape) * size, 58)
+            body = _smooth_minimum(body, make.ellipsoid((s * x, y, -45), semi), 16.0)
     return trunk, np.asarray(body, np.float32)
 
 
