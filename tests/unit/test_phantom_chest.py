@@ -31,9 +31,10 @@ from pe_infer.phantom.raster import Capsules, Lattice, add_occupancy
 from pe_infer.phantom.sampling import Draw
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
-VERSION_1 = PhantomConfig.load(CONFIGS / "pe-phantom-v1.toml")
+VERSION_1 = DEFAULT
+VERSION_2 = PhantomConfig.load(CONFIGS / "pe-phantom-v2.toml")
 SHIFTED = PhantomConfig.load(CONFIGS / "pe-shifted.toml")
-DEFAULT_DIGEST = "3ed09e85c6e565757b0b3326cb09154207c308a20a0054e6709afa32cac4aa5d"
+DIGEST_2 = "3ed09e85c6e565757b0b3326cb09154207c308a20a0054e6709afa32cac4aa5d"
 SHIFTED_DIGEST = "be3ad325947eefe81cbd5c48e3f7fe1cc6999c854e797e40d9ffed0e87175140"
 
 
@@ -53,7 +54,7 @@ PLAIN = tiny(VERSION_1)
 # Of seed 1 of the default, `tiny`; its emboli are small.
 STORED_MEANS = [59, 359, 428, 165, 673, 502, 528, 720, 786, 452, 720, 836, 254, 597, 593, 312]
 EVERYTHING = dataclasses.replace(
-    tiny(DEFAULT),
+    tiny(VERSION_2),
     motion_probability=1.0,
     arms_down_probability=1.0,
     fissure_probability=1.0,
@@ -89,7 +90,7 @@ def scanner_of(config: PhantomConfig, seed: int = 3) -> tuple[Scanner, Layout]:
 def lung_arteries() -> Tree:
     draw = Draw(5)
     return grow_lungs(
-        draw, dataclasses.replace(DEFAULT, terminals_per_lung=(500, 500)), 1.0
+        draw, dataclasses.replace(VERSION_2, terminals_per_lung=(500, 500)), 1.0
     ).arteries
 
 
@@ -104,7 +105,7 @@ def plain() -> PhantomStudy:
 
 
 def test_configurations_are_those_that_were_committed_before_training() -> None:
-    assert DEFAULT.digest() == DEFAULT_DIGEST
+    assert VERSION_2.digest() == DIGEST_2
     assert SHIFTED.digest() == SHIFTED_DIGEST
 
 
@@ -114,7 +115,7 @@ def test_later_fields_count_in_the_digest_as_soon_as_they_change_something() -> 
 
 
 def test_studies_of_the_default_look_as_they_did_when_it_was_committed() -> None:
-    pair = generate_pair(1, tiny(DEFAULT))
+    pair = generate_pair(1, tiny(VERSION_2))
     for study in pair:
         assert stored_means(study.slices) == pytest.approx(STORED_MEANS, abs=1.5)
     assert pair[1].embolus_mask.sum() == pytest.approx(27, abs=3)
@@ -262,7 +263,7 @@ def test_habits_of_a_tree() -> None:
 
 
 def test_a_narrowing_thins_what_lies_behind_it_and_nothing_else(lung_arteries: Tree) -> None:
-    config = dataclasses.replace(DEFAULT, narrowed_artery_probability=1.0)
+    config = dataclasses.replace(VERSION_2, narrowed_artery_probability=1.0)
     chosen = choose_narrowing(Draw(4), config, lung_arteries)
     assert chosen is not None
     segment, factor = chosen
@@ -278,7 +279,7 @@ def test_a_narrowing_thins_what_lies_behind_it_and_nothing_else(lung_arteries: T
 
 
 def test_in_a_late_phase_all_vessels_are_alike() -> None:
-    late = tissues_of(dataclasses.replace(DEFAULT, late_phase_probability=1.0)).blood
+    late = tissues_of(dataclasses.replace(VERSION_2, late_phase_probability=1.0)).blood
     artery = late["artery"][0]
     assert 125 <= artery <= 230
     for name in ("aorta", "cava", "veins", "atrium_left", "ventricle_right"):
@@ -345,7 +346,7 @@ def test_a_web_is_a_band_with_blood_on_both_sides() -> None:
 
 def test_plans_follow_the_shares_of_chronic_and_subsegmental_emboli(lung_arteries: Tree) -> None:
     def plans(**change: float) -> list[clots.EmbolusPlan]:
-        config = PhantomConfig(**DEFAULT.to_mapping() | change)  # type: ignore[arg-type]  # any field
+        config = PhantomConfig(**VERSION_2.to_mapping() | change)  # type: ignore[arg-type]  # any field
         found: list[clots.EmbolusPlan] = []
         for seed in range(12):
             draw = Draw(seed)
@@ -379,4 +380,4 @@ def test_calcium_in_an_old_thrombus_is_brighter_than_the_thrombus() -> None:
     lime = clots.calcified(path_of(5.0), clot, rng)
     assert len(lime) == 2
     assert lime.start_radius_mm.max() < 2
-    assert max(DEFAULT.embolus_hu) < clots.CALCIUM_HU
+    assert max(VERSION_2.embolus_hu) < clots.CALCIUM_HU
