@@ -51,7 +51,7 @@ def tiny(config: PhantomConfig) -> PhantomConfig:
 
 
 PLAIN = tiny(VERSION_1)
-# Of seed 1 of the default, `tiny`; its emboli are small.
+# Of seed 1 of version 2, `tiny`; its emboli are small.
 STORED_MEANS = [59, 359, 428, 165, 673, 502, 528, 720, 786, 452, 720, 836, 254, 597, 593, 312]
 EVERYTHING = dataclasses.replace(
     tiny(VERSION_2),

@@ -1,8 +1,8 @@
 """What the generator of chests may draw: ranges and probabilities, with their units in the names.
 
 The committed values are in ``default.toml`` beside this module; a study is a pure function of
-(seed, configuration). A field with a default value in the class came after version 1 of the
-generator (``export/configs/pe-phantom-v1.toml``); at that value it changes nothing.
+(seed, configuration). They are version 1 of the generator; a field with a default value in the
+class came later, and at that value changes nothing (``export/configs/pe-phantom-v2.toml`` uses it).
 """
 
 import hashlib
