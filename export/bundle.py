@@ -46,6 +46,7 @@ from pe_infer.errors import Code, InputError
 from pe_infer.manifest import (
     FORMAT_VERSION,
     PREPROCESSING_VERSION,
+    Check,
     ConsecutiveRule,
     Rule,
     ThresholdRule,
@@ -89,6 +90,7 @@ class BundleSettings(Settings):
     scope: dict[str, str | list[str]]
     rule: Rule = ThresholdRule(kind="threshold")
     provisional_alert: AlertSettings | None = None
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def manifest_of(
         "operating_points": points,
         "default_operating_point": "balanced",
         "rule": settings.rule.model_dump(),
+        "checks": [check.model_dump(mode="json") for check in settings.checks],
         "golden": {"file": GOLDEN_FILE},
         "training": {**trained.provenance, "evaluation": dict(evaluation) if evaluation else None},
     }

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -20,7 +20,14 @@ from pydantic import ValidationError
 
 from pe_infer.certificate import CERTIFICATE_FILE, Certificate
 from pe_infer.errors import BundleError, Code, ConfigurationError
-from pe_infer.manifest import FORMAT_VERSION, PREPROCESSING_VERSION, GraphNode, Manifest, ReduceNode
+from pe_infer.manifest import (
+    FORMAT_VERSION,
+    PREPROCESSING_VERSION,
+    Check,
+    GraphNode,
+    Manifest,
+    ReduceNode,
+)
 from pe_infer.onnx_scan import NotOnnxError, external_tensors
 
 MANIFEST: Final = "bundle.json"
@@ -313,15 +320,36 @@ def add_certificate(bundle: Bundle, certificate: Certificate) -> Bundle:
     Raises:
         BundleError: It is a certificate of another bundle (``bundle.invalid``): nothing is changed.
     """
-    document = bundle.manifest.model_dump(mode="json", exclude={"files", "certificate"})
-    earlier = bundle.manifest.certificate
-    files: dict[str, bytes | Path] = {
+    return _rewritten(
+        bundle,
+        {"certificate": {"file": CERTIFICATE_FILE}},
+        {CERTIFICATE_FILE: certificate.to_bytes()},
+    )
+
+
+def set_checks(bundle: Bundle, checks: Sequence[Check], version: str) -> Bundle:
+    """Give a bundle in its folder other checks of the images, and another version.
+
+    Graphs, golden data and certificate stay as they are: checks look at planes before any network
+    does. The bundle's own sha256 changes, so engines that were built from it are stale.
+
+    Raises:
+        BundleError: The manifest would not be valid (``bundle.invalid``): nothing is changed.
+    """
+    documents = [check.model_dump(mode="json") for check in checks]
+    return _rewritten(bundle, {"checks": documents, "version": version}, {})
+
+
+def _rewritten(
+    bundle: Bundle, changes: Mapping[str, Any], added: Mapping[str, bytes | Path]
+) -> Bundle:
+    """The bundle with other values in its manifest and other or further files, in its folder."""
+    document = bundle.manifest.model_dump(mode="json", exclude={"files"})
+    earlier = bundle.manifest.certificate if CERTIFICATE_FILE in added else None
+    kept = {
         name: data for name, data in bundle.files.items() if earlier is None or name != earlier.file
     }
-    files[CERTIFICATE_FILE] = certificate.to_bytes()
-    return write_bundle(
-        bundle.folder, {**document, "certificate": {"file": CERTIFICATE_FILE}}, files
-    )
+    return write_bundle(bundle.folder, {**document, **changes}, {**kept, **added})
 
 
 def _certificate(

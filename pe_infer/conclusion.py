@@ -4,12 +4,13 @@ import importlib.metadata
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_infer.checks import quality_flags, refused
 from pe_infer.compiled import CompiledProgram
 from pe_infer.errors import EngineError
 from pe_infer.executor import StudyOutputs
@@ -17,6 +18,7 @@ from pe_infer.geometry import PatientGrid, SliceGeometry, Vector
 from pe_infer.manifest import SLAB_LOGIT, STUDY_LOGIT, ConsecutiveRule, Manifest, OperatingPoint
 from pe_infer.result import (
     Attention,
+    CheckResult,
     Coverage,
     Flag,
     NotProcessed,
@@ -32,6 +34,7 @@ from pe_infer.sequencer import Sequencer
 ATTENTION: Final = "attention"  # output of a bundle: (N, 1, rows, cols) activation per slab
 NO_ORGAN: Final = "gate.no_organ"
 UNDECIDED: Final = "rule.undecided"
+CHECK: Final = "check"  # before the name of the check that refused
 _PACKAGES: Final = (
     "pe-infer",
     "numpy",
@@ -53,11 +56,13 @@ class SlabRecord:
         position_um: Its middle plane.
         probability: Stage-1 probability; ``None`` if gated, or if the bundle has no such output.
         gated: Whether the gate kept it from the network.
+        measured: For the bundle's checks, in their order; empty if gated.
     """
 
     position_um: int
     probability: float | None
     gated: bool
+    measured: tuple[float | None, ...] = ()
 
 
 def refuse_nonfinite(outputs: Mapping[str, NDArray[np.float32]]) -> None:
@@ -143,6 +148,7 @@ class Background:
         sequencer: Sequencer,
         records: Sequence[SlabRecord],
         outputs: StudyOutputs | None,
+        checks: Sequence[CheckResult],
         flags: Sequence[QualityFlag],
         timings: Callable[[], Timings],
     ) -> StudyResult:
@@ -152,15 +158,24 @@ class Background:
             sequencer: The slices.
             records: All slabs in ascending position.
             outputs: What `Executor.finish` returned, per-slab outputs in ascending position of the
-                slabs that passed the gate; ``None`` if none did.
+                slabs that passed the gate; ``None`` if too few did, or a check refuses.
+            checks: What `pe_infer.checks.assess` found.
             flags: What was tolerated.
             timings: Says where the time went; called last.
         """
         manifest = self.manifest
         has_gate = manifest.grid.gate is not None
+        failed = quality_flags(manifest.checks, checks)
         probability = None if outputs is None else self._probability(records, outputs)
         reason = None
-        if outputs is None:
+        if (refusal := refused(checks)) is not None:
+            records = [replace(record, probability=None) for record in records]
+            message = failed[refusal.name].message
+            reason = NotProcessed(
+                code=f"{CHECK}.{refusal.name}",
+                message=f"{message}. Nothing can be said of this study.",
+            )
+        elif outputs is None:
             seen = sum(not record.gated for record in records)
             reason = NotProcessed(
                 code=NO_ORGAN,
@@ -184,7 +199,12 @@ class Background:
                 name=self.operating_point.name, threshold=self.operating_point.threshold
             ),
             evidence=tuple(self._evidence(sequencer, records, outputs)),
-            quality=(*flags, *(_coverage_flags(records) if has_gate else ())),
+            quality=(
+                *flags,
+                *failed.values(),
+                *(_coverage_flags(records) if has_gate else ()),
+            ),
+            checks=tuple(checks),
             coverage=_coverage(sequencer, records, gate=has_gate),
             provenance=self._provenance(sequencer),
             intended_use=manifest.intended_use,

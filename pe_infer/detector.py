@@ -16,6 +16,7 @@ from typing import Final, Literal, Self, cast
 
 from pe_infer import dicom
 from pe_infer.bundle import Bundle
+from pe_infer.checks import plane_measure
 from pe_infer.compiled import CompiledProgram
 from pe_infer.conclusion import Background
 from pe_infer.cuda.preprocess import DeviceSliceResampler, DeviceVolume
@@ -157,13 +158,14 @@ class Detector:
         """
         lane = self._compiled.runtime.lane()
         grid = self.bundle.manifest.grid
+        measure = plane_measure(self.bundle.manifest.checks, grid)
         resample: Resampler
         volume: SlabMaker
         if lane.stream is not None:
             resample = DeviceSliceResampler(grid, lane.stream, producer_stream)
-            volume = DeviceVolume(grid, lane.stream)
+            volume = DeviceVolume(grid, lane.stream, measure)
         elif producer_stream is None:
-            resample, volume = SliceResampler(grid), Volume(grid)
+            resample, volume = SliceResampler(grid), Volume(grid, measure)
         else:
             raise ConfigurationError(
                 f"producer_stream={producer_stream!r} with engine {self._compiled.info.name!r}: it "

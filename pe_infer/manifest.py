@@ -225,6 +225,109 @@ class ProvisionalAlert(_Value):
     consecutive: PositiveInt
 
 
+class Region(_Value):
+    """A part of a plane, by where the grid's gate finds its organ.
+
+    Quantiles of the cells whose mean lies within the gate's range and that have tissue to the left
+    and right, in front and behind. Between the middles of two lungs lies the mediastinum: 0.25 and
+    0.75 of their columns; 0.5 of their rows is in front of the spine.
+    """
+
+    right: Probability = 0.0
+    """Of the columns, which run from the patient's right to left."""
+    left: Probability = 1.0
+    front: Probability = 0.0
+    """Of the rows, which run from front to back."""
+    back: Probability = 1.0
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.right >= self.left or self.front >= self.back:
+            raise ValueError("a region needs right < left and front < back")
+        return self
+
+
+class _CellMeasure(_Value):
+    """Of the square cells into which a plane is cut, from its first pixel on.
+
+    Those with a mean within [low_hu, high_hu] count; with fewer than 8 the plane has no value.
+    """
+
+    low_hu: FiniteFloat
+    high_hu: FiniteFloat
+    quantile: Probability
+    """Of the cells that count, the lower one where it lies between two."""
+    cell_px: PositiveInt = 8
+    """Width of a cell in pixels of the grid."""
+    region: Region | None = None
+    """Cells outside do not count; ``null``: the whole plane."""
+
+
+class Level(_CellMeasure):
+    """How bright tissue is, whatever the noise: a quantile of the means of cells, in HU."""
+
+    kind: Literal["level"]
+
+
+class Noise(_CellMeasure):
+    """A quantile of the standard deviations within cells, each over its pixels, in HU.
+
+    A low quantile takes cells without edges. The grid has smoothed the pixels: this is the noise
+    that networks see.
+    """
+
+    kind: Literal["noise"]
+
+
+class Area(_Value):
+    """Of all pixels of a plane of at least ``low_hu``, in mm2. The grid holds up to 4095 HU."""
+
+    kind: Literal["area"]
+    low_hu: FiniteFloat
+
+
+Measure: TypeAlias = Annotated[Level | Noise | Area, Field(discriminator="kind")]
+
+
+class Check(_Value):
+    """What a study's images must be like for an answer to mean anything.
+
+    Measured in the middle plane of every slab that passes the gate, see `pe_infer.checks`. A study
+    that is refused is *not processed*; one that is flagged has the value and the limit in
+    ``quality``. Where no plane has a value, the worst that the check can say is said.
+    """
+
+    name: Identifier
+    measure: Measure
+    over: Probability
+    """The study's value is this quantile of those of its planes (the lower one of two): 0.5 is
+    their median, 1 the largest."""
+    refuse_below: FiniteFloat | None = None
+    flag_below: FiniteFloat | None = None
+    flag_above: FiniteFloat | None = None
+    refuse_above: FiniteFloat | None = None
+    meaning: Annotated[str, Field(min_length=1, max_length=200)]
+    """What a value beyond a limit says of the images, in words of those who took them."""
+    remedy: Annotated[str, Field(max_length=200)] = ""
+    """What they can do."""
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Self:
+        limits = (self.refuse_below, self.flag_below, self.flag_above, self.refuse_above)
+        given = [limit for limit in limits if limit is not None]
+        if not given or given != sorted(given):
+            raise ValueError(
+                f"check {self.name!r}: refuse_below, flag_below, flag_above and refuse_above are "
+                f"{limits}: give at least one, and no later one smaller than an earlier one"
+            )
+        return self
+
+    @property
+    def unit(self) -> Literal["HU", "mm2"]:
+        """Of its values and limits."""
+        return "mm2" if isinstance(self.measure, Area) else "HU"
+
+
 class Tolerance(_Value):
     """Largest deviation from the golden outputs, relative to max(1, largest golden value)."""
 
@@ -281,6 +384,8 @@ class Manifest(_Value):
     default_operating_point: Identifier
     rule: Rule
     provisional_alert: ProvisionalAlert | None = None
+    checks: tuple[Check, ...] = ()
+    """What the images must be like; in the order in which a reason for refusal is looked for."""
     golden: Golden | None = None
     certificate: CertificateEntry | None = None
     files: dict[FileName, FileEntry]
@@ -291,6 +396,13 @@ class Manifest(_Value):
     def _consistent(self) -> Self:
         _refuse_twice("node", [node.name for node in self.nodes])
         _refuse_twice("operating point", [point.name for point in self.operating_points])
+        _refuse_twice("check", [check.name for check in self.checks])
+        for check in self.checks:
+            if self.grid.gate is None and getattr(check.measure, "region", None):
+                raise ValueError(
+                    f"check {check.name!r} has a region, which lies where the grid's gate finds "
+                    "its organ: the grid has no gate"
+                )
         if self.default_operating_point not in {point.name for point in self.operating_points}:
             raise ValueError(
                 f"default_operating_point {self.default_operating_point!r} is none of "

@@ -8,9 +8,9 @@ Which planes and slabs exist follows from the positions alone: see `pe_infer.lat
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ VERSION: Final = 1
 CACHED_PLANES: Final = 16  # of one volume: slabs that follow each other share planes
 
 Resampled = TypeVar("Resampled")
+PlaneMeasure: TypeAlias = Callable[[NDArray[np.float32]], tuple[float | None, ...]]
+"""Looks at the HU of a plane of the grid, on the host; see `pe_infer.checks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,12 +40,14 @@ class Slab:
         gate_fraction: Share of the middle plane within the gate's range and enclosed as it says;
             1 without a gate.
         gated: Whether the gate keeps this slab from the network.
+        measured: What a `PlaneMeasure` says of the middle plane; empty without one, and if gated.
     """
 
     position_um: int
     tensor: NDArray[np.float32]
     gate_fraction: float
     gated: bool
+    measured: tuple[float | None, ...] = ()
 
     @classmethod
     def judged(
@@ -52,14 +56,22 @@ class Slab:
         tensor: NDArray[np.float32],
         grid: PatientGrid,
         middle: NDArray[np.float32] | None,
+        measure: PlaneMeasure | None = None,
     ) -> Self:
-        """A slab by the gate's judgement of its ``middle`` plane; ``None`` without a gate."""
+        """A slab by what gate and ``measure`` say of its ``middle`` plane; ``None``: no such."""
         fraction, gated = 1.0, False
         if grid.gate is not None and middle is not None:
             gate = grid.gate
             fraction = _native.gate_fraction(middle, gate.low_hu, gate.high_hu, gate.enclosed_by_hu)
             gated = fraction < gate.min_fraction
-        return cls(position_um=position_um, tensor=tensor, gate_fraction=fraction, gated=gated)
+        measured = () if gated or measure is None or middle is None else measure(middle)
+        return cls(
+            position_um=position_um,
+            tensor=tensor,
+            gate_fraction=fraction,
+            gated=gated,
+            measured=measured,
+        )
 
 
 class Resampler(Protocol):
@@ -243,10 +255,11 @@ class Volume(SliceStore[NDArray[np.int16]]):
     change.
     """
 
-    def __init__(self, grid: PatientGrid) -> None:
-        """Start empty."""
+    def __init__(self, grid: PatientGrid, measure: PlaneMeasure | None = None) -> None:
+        """Start empty; ``measure`` is for the middle planes of slabs that pass the gate."""
         super().__init__()
         self._grid = grid
+        self._measure = measure
         self._planes: dict[int, NDArray[np.float32]] = {}
 
     def clear(self) -> None:
@@ -282,20 +295,24 @@ class Volume(SliceStore[NDArray[np.int16]]):
             for window in grid.windows:
                 _native.window_plane(hu, window.low_hu, window.high_hu, tensor[channel])
                 channel += 1
-        middle = None if grid.gate is None else self.plane(centre_um, lattice)
-        return Slab.judged(centre_um, tensor, grid, middle)
+        unseen = grid.gate is None and self._measure is None
+        middle = None if unseen else self.plane(centre_um, lattice)
+        return Slab.judged(centre_um, tensor, grid, middle, self._measure)
 
     def slabs(self, centres_um: Sequence[int], lattice: PlaneLattice) -> list[Slab]:
         """See `SlabMaker.slabs`."""
         return [self.slab(centre, lattice) for centre in centres_um]
 
 
-def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, PlaneLattice, list[int]]:
+def volume_of(
+    slices: Iterable[Slice], grid: PatientGrid, measure: PlaneMeasure | None = None
+) -> tuple[Volume, PlaneLattice, list[int]]:
     """Resample a whole study.
 
     Args:
         slices: In any order, one per position.
         grid: The grid to bring them to.
+        measure: For the middle planes of slabs that pass the gate.
 
     Returns:
         The volume, where its planes lie, and the ascending centres of its whole slabs.
@@ -307,7 +324,7 @@ def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, Plane
     if not images:
         raise SeriesError("no slices: pass at least one", code=Code.TOO_FEW_SLICES)
     lattice = lattice_for(grid, (image.geometry.thickness_mm for image in images))
-    volume = Volume(grid)
+    volume = Volume(grid, measure)
     resample = SliceResampler(grid)
     for image in images:
         if image.position_um in volume:
@@ -320,9 +337,11 @@ def volume_of(slices: Iterable[Slice], grid: PatientGrid) -> tuple[Volume, Plane
     return volume, lattice, lattice.centres(volume.positions_um)
 
 
-def slabs(slices: Iterable[Slice], grid: PatientGrid) -> Iterator[Slab]:
+def slabs(
+    slices: Iterable[Slice], grid: PatientGrid, measure: PlaneMeasure | None = None
+) -> Iterator[Slab]:
     """All whole slabs of a study, gated ones too, in ascending position. See `volume_of`."""
-    volume, lattice, centres = volume_of(slices, grid)
+    volume, lattice, centres = volume_of(slices, grid, measure)
     for centre in centres:
         yield volume.slab(centre, lattice)
 

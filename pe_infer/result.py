@@ -32,6 +32,7 @@ class Flag(StrEnum):
     SERIES_CHOSEN = "series_chosen"
     BUNDLE_CHOSEN = "bundle_chosen"
     SCOPE_UNCONFIRMED = "scope_unconfirmed"
+    IMAGE_CHECK = "image_check"
 
 
 class _Record(BaseModel):
@@ -222,6 +223,26 @@ class Provenance(_Record):
     packages: Mapping[str, str]
 
 
+class CheckResult(_Record):
+    """What one of the bundle's checks of the images found.
+
+    Attributes:
+        name: Of the check.
+        value: What was measured; ``None`` where no plane could be.
+        unit: Of value and limit.
+        limit: The one that was passed, for the worse; ``None`` if none was.
+        outcome: What follows: a study with a refused check is not processed.
+        planes: How many had a value.
+    """
+
+    name: str
+    value: float | None
+    unit: Literal["HU", "mm2"]
+    limit: float | None
+    outcome: Literal["passed", "flagged", "refused"]
+    planes: int
+
+
 class NotProcessed(_Record):
     """Why there is no verdict."""
 
@@ -241,8 +262,11 @@ class StudyResult(_Record):
         positive: Whether the probability reaches the operating point's threshold; ``None`` if not
             processed.
         operating_point: The threshold used.
-        evidence: Slab by slab, ascending position, gated slabs too.
-        quality: What was tolerated.
+        evidence: Slab by slab, ascending position, gated slabs too. Without probabilities where a
+            check of the images has refused the study.
+        quality: What was tolerated, and every check of the images that did not pass.
+        checks: What the bundle's checks of the images found; empty if it has none, or if the gate
+            left too few slabs.
         coverage: What was seen.
         timings: Where the time went.
         provenance: What made it.
@@ -258,6 +282,7 @@ class StudyResult(_Record):
     operating_point: OperatingPoint
     evidence: tuple[SlabEvidence, ...]
     quality: tuple[QualityFlag, ...]
+    checks: tuple[CheckResult, ...] = ()
     coverage: Coverage
     timings: Timings
     provenance: Provenance

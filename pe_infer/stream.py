@@ -18,6 +18,7 @@ from typing import Final, Self
 
 import numpy as np
 
+from pe_infer.checks import assess, refused
 from pe_infer.conclusion import (
     Background,
     SlabRecord,
@@ -38,7 +39,7 @@ from pe_infer.errors import (
 from pe_infer.executor import Executor, StudyOutputs
 from pe_infer.geometry import Slice
 from pe_infer.preprocess import Resampler, SlabMaker
-from pe_infer.result import Flag, QualityFlag, StudyResult, Timings, Update
+from pe_infer.result import CheckResult, Flag, QualityFlag, StudyResult, Timings, Update
 from pe_infer.scope import check_scope
 from pe_infer.sequencer import Advance, Sequencer
 
@@ -285,7 +286,10 @@ class Stream:
                 )
                 self._records.append(
                     SlabRecord(
-                        position_um=slab.position_um, probability=probability, gated=slab.gated
+                        position_um=slab.position_um,
+                        probability=probability,
+                        gated=slab.gated,
+                        measured=slab.measured,
                     )
                 )
                 self._updates.append((len(self._records) - 1, self._update()))
@@ -293,9 +297,10 @@ class Stream:
     def _conclude(self) -> None:
         background = self._setup.background
         started = time.perf_counter()
-        passed = sum(not record.gated for record in self._records)
+        enough = self._passed() >= background.manifest.min_slabs
+        checks = self._checked() if enough else ()
         outputs: StudyOutputs | None = None
-        if self._executor is not None and passed >= background.manifest.min_slabs:
+        if self._executor is not None and enough and not refused(checks):
             outputs = self._executor.finish(checkpoint=self._stop_if_cancelled)
             refuse_nonfinite({**outputs.slabs, **outputs.study})
         self._clock.deferred_s = time.perf_counter() - started
@@ -303,6 +308,7 @@ class Stream:
             sequencer=self._sequencer,
             records=sorted(self._records, key=lambda record: record.position_um),
             outputs=outputs,
+            checks=checks,
             flags=tuple(self._flags.values()),
             timings=self._timings,
         )
@@ -310,6 +316,14 @@ class Stream:
             if not self._cancelled:
                 self._result = result
                 self._release()
+
+    def _passed(self) -> int:
+        return sum(not record.gated for record in self._records)
+
+    def _checked(self) -> tuple[CheckResult, ...]:
+        """The bundle's checks of the images, over the slabs that are done."""
+        manifest = self._setup.background.manifest
+        return assess(manifest.checks, [r.measured for r in self._records if not r.gated])
 
     def _timings(self) -> Timings:
         clock, now = self._clock, time.perf_counter()
@@ -329,11 +343,12 @@ class Stream:
         probabilities = [r.probability for r in records if r.probability is not None]
         return Update(
             position_mm=newest.position_um / 1000.0,
-            slabs=sum(not record.gated for record in records),
+            slabs=self._passed(),
             probability=newest.probability,
             running_maximum=max(probabilities, default=None),
             covered_mm=abs(newest.position_um - records[0].position_um) / 1000.0,
-            provisional_alert=alerts(self._setup.background.manifest, records),
+            provisional_alert=alerts(self._setup.background.manifest, records)
+            and not refused(self._checked()),
         )
 
     # What push and finish do.
@@ -399,7 +414,7 @@ class Stream:
             self._updates.pop()
         self._volume.forget_planes()
         if self._executor is not None:
-            self._executor.truncate(sum(not record.gated for record in self._records))
+            self._executor.truncate(self._passed())
 
     def _hand_over(self, advance: Advance) -> None:
         self._pending.extend(advance.centres_um)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pe_infer.cli.layout import print_facts, print_table
-from pe_infer.result import StudyResult, Update
+from pe_infer.result import CheckResult, StudyResult, Update
 
 NOT_PROCESSED: Final = 10  # exit code
 _SHOWN_SLABS: Final = 5
@@ -101,11 +101,17 @@ def print_result(result: StudyResult, console: Console) -> None:
         ("time", f"{timings.total_s:.2f} s, {after_ms:.0f} ms of it after the last slice"),
         ("bundle", f"{made.bundle} {made.bundle_version} ({made.bundle_hash[:12]})"),
         ("engine", f"{made.engine}, {', '.join(sorted(set(made.precision.values())))}"),
+        *((f"check {check.name}", _describe_check(check)) for check in result.checks),
         *((f"flag {q.flag}", q.message) for q in result.quality),
     ]
     print_facts(console, facts)
     _print_slabs(result, console)
     console.print(Text(result.intended_use, style="italic"))
+
+
+def _describe_check(check: CheckResult) -> str:
+    value = "not measured" if check.value is None else f"{check.value:.4g} {check.unit}"
+    return f"{value}, {check.outcome}"
 
 
 def _print_slabs(result: StudyResult, console: Console) -> None:

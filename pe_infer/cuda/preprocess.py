@@ -28,7 +28,7 @@ from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid, Slice, SliceGeometry
 from pe_infer.lattice import PlaneLattice
 from pe_infer.pixels import DevicePixels, StoredPixels, on_gpu, refuse_gaps
-from pe_infer.preprocess import AxisWeights, Slab, SliceStore, orientation
+from pe_infer.preprocess import AxisWeights, PlaneMeasure, Slab, SliceStore, orientation
 
 SLICES_AT_ONCE: Final = 32  # that memory is taken for
 SLICE_BLOCK: Final = (32, 8)  # threads along columns and rows
@@ -256,8 +256,15 @@ class DeviceVolume(SliceStore[DeviceArray]):
     A `pe_infer.preprocess.SlabMaker`. No planes are kept: every slab gathers its own.
     """
 
-    def __init__(self, grid: PatientGrid, stream: DeviceStream) -> None:
+    def __init__(
+        self, grid: PatientGrid, stream: DeviceStream, measure: PlaneMeasure | None = None
+    ) -> None:
         """Start empty. Compile the kernels, unless that has been done.
+
+        Args:
+            grid: Of the slabs.
+            stream: The study's.
+            measure: For the middle planes of slabs that pass the gate, on the host.
 
         Raises:
             EngineError: The kernels cannot be compiled.
@@ -265,6 +272,7 @@ class DeviceVolume(SliceStore[DeviceArray]):
         super().__init__()
         self._grid = grid
         self._stream = stream
+        self._measure = measure
         self._launch = _Launcher.on(stream)
         low_hu = np.array([window.low_hu for window in grid.windows], np.float32)
         high_hu = np.array([window.high_hu for window in grid.windows], np.float32)
@@ -277,7 +285,7 @@ class DeviceVolume(SliceStore[DeviceArray]):
     def slabs(self, centres_um: Sequence[int], lattice: PlaneLattice) -> list[Slab]:
         """Queue the slabs centred on planes of ``lattice.centres``.
 
-        With a gate, waits for their middle planes, which the CPU judges.
+        With a gate or a measure, waits for their middle planes, which the CPU judges.
 
         Returns:
             Slabs whose tensors lie on the device behind each other, in one C-contiguous (slabs,
@@ -294,7 +302,8 @@ class DeviceVolume(SliceStore[DeviceArray]):
         weights = slices + entries * np.uint64().itemsize
         firsts = weights + entries * np.float32().itemsize
 
-        middles = self._stream.empty((count, grid.rows, grid.cols)) if grid.gate else None
+        looked_at = grid.gate is not None or self._measure is not None
+        middles = self._stream.empty((count, grid.rows, grid.cols)) if looked_at else None
         if middles is not None:
             each = planes // count
             for index, plane in enumerate(range(each // 2, planes, each)):
@@ -326,7 +335,13 @@ class DeviceVolume(SliceStore[DeviceArray]):
         )
         judged = [None] * count if middles is None else self._stream.fetch([middles])[0]
         return [
-            Slab.judged(centre, cast("NDArray[np.float32]", tensors[index]), grid, judged[index])
+            Slab.judged(
+                centre,
+                cast("NDArray[np.float32]", tensors[index]),
+                grid,
+                judged[index],
+                self._measure,
+            )
             for index, centre in enumerate(centres_um)
         ]
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"bundle", "scope", "half", "engine_manifest"},
     {"engine_folder"},
     {"preprocess", "sequencer", "program"},
-    {"cuda"},
+    {"cuda", "checks"},
     {"engines"},
     {"executor", "engine_build", "roofline"},
     {"compiled", "engine_store"},

@@ -76,6 +76,31 @@ def test_detect_prints_a_verdict(cli: Cli, bundle: Path, series: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_a_check_of_the_images_refuses_or_flags(cli: Cli, series: Path, tmp_path: Path) -> None:
+    cells = {"low_hu": -200.0, "high_hu": 1500.0, "quantile": 0.5, "cell_px": 1}
+    contrast = {
+        "name": "opacification",
+        "measure": {"kind": "level", **cells},
+        "over": 0.5,
+        "meaning": "too little contrast agent",
+        "remedy": "choose the contrast series",
+    }
+    said = {}
+    for limit in ("refuse_below", "flag_below"):
+        folder = make(tmp_path / limit, min_slabs=2, checks=[{**contrast, limit: 80.0}])
+        done = cli("detect", series, "--bundle", folder, "--engine", "onnxruntime", COLUMNS="300")
+        assert done.returncode == (10 if limit == "refuse_below" else 0), done.stderr
+        said[limit] = done.stdout
+    assert "NOT PROCESSED" in said["refuse_below"]
+    assert (
+        "[check.opacification] too little contrast agent (opacification is 40 HU, at least 80 HU "
+        "needed); choose the contrast series. Nothing can be said of this study."
+    ) in said["refuse_below"]
+    assert "highest probability" not in said["refuse_below"]
+    assert "flag image_check" in said["flag_below"]
+    assert "40 HU, flagged" in said["flag_below"]
+
+
 def test_detect_writes_json_and_nothing_else_to_standard_output(
     cli: Cli, bundle: Path, series: Path, tmp_path: Path
 ) -> None:

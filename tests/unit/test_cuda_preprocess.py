@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from strategies import REGULAR, body, grids, positions, slices, study
 
 from pe_infer import preprocess
+from pe_infer.checks import plane_measure
 from pe_infer.cuda import preprocess as cuda_preprocess
 from pe_infer.cuda.device import STAGED, DeviceStream, require
 from pe_infer.cuda.preprocess import SLICES_AT_ONCE, DeviceSliceResampler, DeviceVolume
 from pe_infer.errors import Code, EngineError
 from pe_infer.geometry import Gate, PatientGrid, Slice, Window
 from pe_infer.lattice import PlaneLattice
-from pe_infer.preprocess import Slab, SliceResampler
+from pe_infer.manifest import Check
+from pe_infer.preprocess import PlaneMeasure, Slab, SliceResampler
 
 GATE = Gate(low_hu=-950.0, high_hu=-500.0, min_fraction=0.05)
 GRID = PatientGrid(
@@ -48,10 +50,10 @@ def gpu() -> Iterator[fake_cuda.FakeGpu]:
 class OnGpu:
     """What a study has on a GPU."""
 
-    def __init__(self, grid: PatientGrid) -> None:
+    def __init__(self, grid: PatientGrid, measure: PlaneMeasure | None = None) -> None:
         self.stream = DeviceStream()
         self.resample = DeviceSliceResampler(grid, self.stream)
-        self.volume = DeviceVolume(grid, self.stream)
+        self.volume = DeviceVolume(grid, self.stream, measure)
 
     def take(self, images: Sequence[Slice]) -> None:
         for image in images:
@@ -69,10 +71,11 @@ class OnGpu:
 
 def assert_same(found: Sequence[Slab], expected: Sequence[Slab]) -> None:
     for a, b in zip(found, expected, strict=True):
-        assert (a.position_um, a.gate_fraction, a.gated) == (
+        assert (a.position_um, a.gate_fraction, a.gated, a.measured) == (
             b.position_um,
             b.gate_fraction,
             b.gated,
+            b.measured,
         )
         np.testing.assert_array_equal(a.tensor, b.tensor)
 
@@ -110,6 +113,34 @@ def test_slabs_have_the_bits_of_the_cpu_in_any_order_of_arrival(
     on_gpu.take(images)
     assert on_gpu.volume.positions_um == volume.positions_um
     assert_same(on_gpu.slabs(centres, lattice, batch), volume.slabs(centres, lattice))
+
+
+@pytest.mark.parametrize("gate", [None, GATE])
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_checks_measure_the_bits_of_the_cpu(
+    gpu: fake_cuda.FakeGpu, gate: Gate | None, batch: int
+) -> None:
+    grid = replace(GRID, gate=gate)
+    cells = {"low_hu": -1000.0, "high_hu": 1500.0, "quantile": 0.9, "cell_px": 1}
+    kinds: list[dict[str, Any]] = [
+        {"kind": "level", **cells},
+        {"kind": "noise", **cells, "cell_px": 2},
+        {"kind": "area", "low_hu": 0.0},
+    ]
+    checks = [
+        Check.model_validate(
+            {"name": k["kind"], "measure": k, "over": 0.5, "flag_above": 0.0, "meaning": "tests"}
+        )
+        for k in kinds
+    ]
+    measure = plane_measure(checks, grid)
+    images = body(study(REGULAR), range(30_000, 60_000))
+    volume, lattice, centres = preprocess.volume_of(images, grid, measure)
+    expected = volume.slabs(centres, lattice)
+    assert {len(slab.measured) for slab in expected} == ({3} if gate is None else {0, 3})
+    on_gpu = OnGpu(grid, measure)
+    on_gpu.take(images)
+    assert_same(on_gpu.slabs(centres, lattice, batch), expected)
 
 
 def test_the_gate_decides_as_on_the_cpu(gpu: fake_cuda.FakeGpu) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import toy_bundles as toy
 from fake_tensorrt import FakeTensorRt
-from strategies import REGULAR, study
+from strategies import REGULAR, body, study
 from typer.testing import CliRunner
 
 from pe_infer import Detector, EngineError, Slice, StreamCancelledError, StudyResult
@@ -233,6 +233,23 @@ def streamed(detector: Detector, images: list[Slice]) -> StudyResult:
         for image in images:
             stream.push(image)
         return stream.finish(timeout=60)
+
+
+def test_checks_find_on_the_device_what_they_find_on_the_cpu(
+    tmp_path: Path, trt: FakeTensorRt
+) -> None:
+    measure = {"kind": "area", "low_hu": 0.0}
+    check = {"name": "bright", "measure": measure, "over": 1.0, "meaning": "tests"}
+    images = body(study(REGULAR), range(30_000, 70_001))
+    for limit, status in ((1e6, "processed"), (0.0, "not_processed")):
+        folder = toy.make(tmp_path / status, checks=[{**check, "refuse_above": limit}])
+        with (
+            detector_of(Bundle.load(folder), tmp_path) as on_device,
+            Detector(folder, engine="onnxruntime", cache_dir=None) as on_host,
+        ):
+            found = streamed(on_device, images)
+            assert found.status == status
+            assert found.checks == on_host.detect(images).checks
 
 
 @pytest.fixture(scope="module")
