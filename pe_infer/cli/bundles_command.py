@@ -12,7 +12,7 @@ from pe_infer.cli.certificate_view import headline, print_certificate
 from pe_infer.cli.layout import Cell, open_console, print_facts, print_table
 from pe_infer.engines.base import EngineOptions, installed, select
 from pe_infer.errors import BundleError, Code, ConfigurationError, EngineError
-from pe_infer.manifest import Node, ReduceNode, ScanNode
+from pe_infer.manifest import Check, Node, ReduceNode, ScanNode
 from pe_infer.program import Program
 
 _MEBIBYTE: Final = 1 << 20
@@ -171,12 +171,23 @@ def _facts(bundle: Bundle, program: Program) -> list[tuple[str, str]]:
         ("windows", windows),
         ("rule", ", ".join(rule)),
         ("operating points", points),
+        *((f"check {check.name}", _limits(check)) for check in manifest.checks),
         ("memory", f"for {_TYPICAL_SLABS} slabs, besides the engine: {memory}"),
         ("golden data", manifest.golden.file if manifest.golden else "none"),
         ("certificate", headline(bundle.certificate)),
         ("sha256", bundle.sha256),
         ("folder", str(bundle.folder)),
     ]
+
+
+def _limits(check: Check) -> str:
+    consequences = {"refuse": "refused", "flag": "flagged"}
+    return ", ".join(
+        f"{consequence} {side} {limit:g} {check.unit}"
+        for kind, consequence in consequences.items()
+        for side in ("below", "above")
+        if (limit := getattr(check, f"{kind}_{side}")) is not None
+    )
 
 
 def _nodes(program: Program) -> list[tuple[str, ...]]:

@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import REGULAR, body, positions, study
 from toy_bundles import make, write_toy
+from typer.testing import CliRunner
 
 from pe_infer import Detector, Flag, Slice, StudyResult, preprocess
 from pe_infer.bundle import Bundle, set_checks
 from pe_infer.checks import assess, plane_measure
+from pe_infer.cli.bundles_command import app
 from pe_infer.errors import BundleError
 from pe_infer.result import result_schema
 
@@ -189,6 +191,13 @@ def test_checks_are_put_into_a_bundle_that_is_there(tmp_path: Path) -> None:
     assert dict(changed.files) == dict(plain.files)
     left = {"checks", "version"}
     assert changed.manifest.model_dump(exclude=left) == plain.manifest.model_dump(exclude=left)
+
+
+def test_a_bundle_shows_its_limits(detector: Detector) -> None:
+    command = ["show", str(detector.bundle.folder)]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert "refused below 20 HU, flagged below 60 HU" in shown.output
+    assert "flagged above 350 mm2" in shown.output
 
 
 @pytest.mark.parametrize(
