@@ -111,8 +111,8 @@ def test_float16_engines_are_smaller(built: Built, tmp_path: Path) -> None:
     half = build_engine(
         vendor, half_graph(graph, name=name, precision="mixed"), name=name, max_batch=1
     )
-    if len(graph) > 1 << 20:
-        assert len(half.data) < 0.6 * len(full.data)
+    if len(graph) > 1 << 20:  # two bytes a weight in the graph: float32 engines have as many more
+        assert len(full.data) - len(half.data) > 0.8 * len(graph)
     assert full.inputs == half.inputs
     assert full.outputs == half.outputs
 
