@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from pe_infer.errors import Code, ConfigurationError
 
-Form: TypeAlias = Literal["dicom", "nifti"]
+Form: TypeAlias = Literal["dicom", "nifti", "nrrd"]
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -30,15 +30,15 @@ class IndexedStudy:
         study: Identifier, unique in the collection.
         patient: Whose study it is: what is split, and drawn in a bootstrap.
         form: ``"dicom"``: files or folders of one study, of which the product's own rule chooses
-            the series; ``"nifti"``: one volume in HU.
+            the series; ``"nifti"``, ``"nrrd"``: one volume in HU.
         files: Where it lies, relative to the collection's folder.
         positive: Whether the collection says that the finding is there.
         types: Kind of finding to whether it is there; empty if the collection does not say.
         slices: Label of every labelled slice: the kinds of finding it shows, none of them in a
             clean slice. By SOPInstanceUID; in a volume by number, from 1 on along its third axis.
             ``None`` if the collection labels studies only.
-        mask: Volume with the voxels of the finding, on the lattice of the study; ``None`` without
-            one.
+        mask: Volume with the voxels of the finding, on the lattice of the study; of DICOM files, a
+            MATLAB file with a plane for each of ``files``; ``None`` without one.
     """
 
     study: str

@@ -6,6 +6,7 @@ Pixels are not read, but the length of a file says whether they are all there.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -27,7 +28,7 @@ class FileIdentity:
     """Whose image a file is."""
 
     path: Path
-    patient: str
+    patient: str  # empty where a header need not name one
     study_uid: str
     series_uid: str
     sop_uid: str
@@ -36,34 +37,38 @@ class FileIdentity:
 Read: TypeAlias = FileIdentity | LeftOut
 
 
-def read_identities(paths: Sequence[Path], *, workers: int, follow: Follow) -> Iterator[Read]:
+def read_identities(
+    paths: Sequence[Path], *, workers: int, follow: Follow, patient_required: bool = True
+) -> Iterator[Read]:
     """Read the headers of files, in their order.
 
     Args:
         paths: DICOM files.
         workers: Processes; with 1 they are read in this one.
         follow: Shows progress.
+        patient_required: Whether a header has to name its patient.
 
     Returns:
         The identity of every file, or why it is left out: ``unreadable``, ``truncated``,
         ``no identity``.
     """
+    read = partial(_read_chunk, patient_required=patient_required)
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     if workers == 1:
-        found = (identity for chunk in chunks for identity in _read_chunk(chunk))
+        found = (identity for chunk in chunks for identity in read(chunk))
         yield from follow(found, len(paths))
         return
     with ProcessPoolExecutor(workers) as pool:
-        parts = pool.map(_read_chunk, chunks)
+        parts = pool.map(read, chunks)
         yield from follow((identity for part in parts for identity in part), len(paths))
 
 
-def _read_chunk(paths: Sequence[Path]) -> list[Read]:
+def _read_chunk(paths: Sequence[Path], *, patient_required: bool) -> list[Read]:
     with Quiet():
-        return [_read(path) for path in paths]
+        return [_read(path, patient_required=patient_required) for path in paths]
 
 
-def _read(path: Path) -> Read:
+def _read(path: Path, *, patient_required: bool) -> Read:
     try:
         with translated(
             str(path), "read the DICOM header", code=Code.UNREADABLE_FILE, remedy=_REMEDY
@@ -75,7 +80,7 @@ def _read(path: Path) -> Read:
             size, needed = path.stat().st_size, _pixel_bytes(header)
     except DicomError as exc:
         return LeftOut(what=path.name, reason="unreadable", message=str(exc))
-    if not all(values):
+    if not all(values if patient_required else values[1:]):
         lacking = ", ".join(k for k, value in zip(_IDENTITY, values, strict=True) if not value)
         message = f"{path}: has no {lacking}, so its study is not known. {_REMEDY}"
         return LeftOut(what=path.name, reason="no identity", message=message)

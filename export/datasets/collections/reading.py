@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from export.datasets.collections import nifti
+from export.datasets.collections import matlab, nifti, nrrd
 from export.datasets.collections.base import Collection, IndexedStudy
 from pe_infer import dicom
 from pe_infer.dicom.reading import translated
@@ -61,13 +61,18 @@ def read_study(
                 "now.",
                 code=Code.UNREADABLE_FILE,
             )
-    if study.form == "nifti":
-        slices = tuple(nifti.read_slices(paths[0]))
-        mask = nifti.read_mask(root / study.mask, paths[0]) if study.mask else None
-        return RealStudy(slices=slices, mask=mask)
+    if study.form != "dicom":
+        volumes = {"nifti": nifti, "nrrd": nrrd}[study.form]
+        mask = volumes.read_mask(root / study.mask, paths[0]) if study.mask else None
+        return RealStudy(slices=tuple(volumes.read_slices(paths[0])), mask=mask)
     source = paths if collection.repair is None else _repaired(collection, paths)
     series = dicom.open_series(source, prefer_contrast=prefer_contrast)
-    return RealStudy(slices=tuple(series.slices()), flags=tuple(series.flags))
+    slices = tuple(series.slices())
+    return RealStudy(
+        slices=slices,
+        flags=tuple(series.flags),
+        mask=matlab.read_mask(root / study.mask, paths, slices) if study.mask else None,
+    )
 
 
 def accepted(slices: Sequence[Slice], grid: PatientGrid) -> tuple[Slice, ...]:
@@ -87,7 +92,10 @@ def accepted(slices: Sequence[Slice], grid: PatientGrid) -> tuple[Slice, ...]:
 
 def _repaired(collection: Collection, paths: Sequence[Path]) -> list[pydicom.Dataset]:
     datasets: list[pydicom.Dataset] = []
-    for path in paths:
+    files = [
+        file for path in paths for file in (sorted(path.glob("*.dcm")) if path.is_dir() else [path])
+    ]
+    for path in files:
         with translated(
             str(path),
             "read the DICOM file",
