@@ -163,6 +163,15 @@ def load_trained(paths: Sequence[Path]) -> Trained:
                 ("validation", settings.validation),
             )
         },
+        "collections": {
+            each.collection: {"validation": each.validation, "test": each.test}
+            for settings in (data, data2)
+            for each in settings.source
+            if each.collection
+        },
+        "backgrounds": sorted(
+            {each.source for settings in (data, data2) for each in settings.backgrounds}
+        ),
         "stage1": {
             "sha256": _sha256(path1),
             "progression": one["progression"],

@@ -6,6 +6,7 @@ Writes ``studies.jsonl`` (a line per study; the command goes on from there when 
 for the same bundle, engine and phantom), ``evaluation.json`` and plots. Seeds that the bundle was
 trained or validated on are refused. ``--phantom`` names a configuration of the bundle's anatomy,
 e.g. ``export/configs/ich-shifted.toml``: studies unlike those it was trained on.
+``--semi-synthetic`` names a folder with a real series instead, into which findings are painted.
 """
 
 import json
@@ -26,15 +27,23 @@ from export.anatomies import ANATOMIES
 from export.command_line import PhantomOption, reported
 from export.datasets.generate import GriddedStudy, to_grid
 from export.datasets.labels import slab_label
+from export.datasets.semisynthetic.painted import RealPairs
 from export.evaluation_plots import write_plots
 from export.held_out import held_out
 from export.measures import SlabCase, StudyCase, summary
-from export.phantoms import AnatomyOption, chosen_phantom
+from export.phantoms import (
+    AnatomyOption,
+    ArteriesOption,
+    RealSource,
+    SemiSyntheticOption,
+    VolumeOption,
+    chosen_phantom,
+)
 from export.training.validation import peak_hits
 from pe_infer import Detector
 from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid
-from pe_infer.phantom import Lesion, Phantom, SyntheticStudy, open_phantom
+from pe_infer.phantom import Lesion, SyntheticStudy, open_phantom
 from pe_infer.result import StudyResult, Update
 
 CASE_VERSION: Final = 3  # of the lines in studies.jsonl
@@ -114,7 +123,7 @@ def study_case(
     )
 
 
-def evaluate_pair(detector: Detector, seed: int, phantom: Phantom) -> list[StudyCase]:
+def evaluate_pair(detector: Detector, seed: int, phantom: RealPairs) -> list[StudyCase]:
     """Both studies of one patient through the detector: with lesions, then without."""
     grid = detector.bundle.manifest.grid
     negative, positive = phantom.pair(seed)
@@ -162,6 +171,7 @@ class WorkerSettings:
     threads: int | None
     anatomy: str
     configuration: Path | None
+    real: RealSource | None = None
 
 
 _own: dict[str, Any] = {}  # of a worker process: its detector and its phantom
@@ -172,7 +182,11 @@ def _open_worker(settings: WorkerSettings) -> None:
     _own["detector"] = _own["stack"].enter_context(
         Detector(settings.bundle, engine=settings.engine, threads=settings.threads)
     )
-    _own["phantom"] = open_phantom(settings.anatomy, settings.configuration)
+    _own["phantom"] = (
+        settings.real.open(settings.anatomy)
+        if settings.real
+        else open_phantom(settings.anatomy, settings.configuration)
+    )
 
 
 def _pair_in_worker(seed: int) -> list[StudyCase]:
@@ -198,7 +212,7 @@ def run(
     detector: Detector,
     seeds: Sequence[int],
     out: Path,
-    phantom: Phantom,
+    phantom: RealPairs,
     pairs_of: Callable[[Sequence[int]], Iterable[list[StudyCase]]],
 ) -> list[StudyCase]:
     """Evaluate every pair that is not there yet.
@@ -231,7 +245,7 @@ def run(
     )
 
 
-def case_folder(detector: Detector, phantom: Phantom) -> str:
+def case_folder(detector: Detector, phantom: RealPairs) -> str:
     """Name of the folder of what one bundle, engine and arithmetic says of one kind of phantom."""
     info, bundle = detector.compiled.info, detector.bundle.sha256
     precision = "-".join(sorted(set(info.precision.values())))
@@ -250,6 +264,9 @@ def main(
     first_seed: Annotated[int, typer.Option(help="Of the phantom.")] = 3_000_000,
     anatomy: AnatomyOption = None,
     phantom: PhantomOption = None,
+    semi_synthetic: SemiSyntheticOption = None,
+    volume: VolumeOption = None,
+    arteries: ArteriesOption = None,
     engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the engine.")] = None,
     workers: Annotated[
@@ -262,7 +279,13 @@ def main(
     threads = threads or (1 if workers > 1 else None)
     with reported(console), Detector(bundle, engine=engine, threads=threads) as detector:
         manifest = detector.bundle.manifest
-        shown = chosen_phantom(manifest, anatomy, phantom)
+        synthetic = chosen_phantom(manifest, anatomy, phantom)
+        real = (
+            RealSource(folder=semi_synthetic, volume=volume, arteries=arteries)
+            if semi_synthetic
+            else None
+        )
+        shown = real.open(synthetic.anatomy) if real else synthetic
         unseen = held_out(manifest.training, seeds)
         settings = WorkerSettings(
             bundle=bundle,
@@ -270,6 +293,7 @@ def main(
             threads=threads,
             anatomy=shown.anatomy,
             configuration=phantom,
+            real=real,
         )
 
         def pairs_of(left: Sequence[int]) -> Iterable[list[StudyCase]]:
@@ -293,7 +317,8 @@ def main(
         "anatomy": shown.anatomy,
         "lesions": shown.lesion_name,
         "phantom_configuration": shown.digest(),
-        "shifted": shown.digest() != open_phantom(shown.anatomy).digest(),
+        "shifted": real is None and shown.digest() != open_phantom(shown.anatomy).digest(),
+        "semi_synthetic": str(real.folder.name) if real else None,
         **summary(cases, ANATOMIES[shown.anatomy]),
     }
     (out / "evaluation.json").write_text(json.dumps(result, indent=1, allow_nan=False))

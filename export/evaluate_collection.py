@@ -4,8 +4,8 @@
 
 Writes ``studies.jsonl`` (a line per study; the command goes on from there when it is given again
 for the same bundle, engine and index) and ``evaluation.json``. By default patients of the split
-``test`` are measured on. A study that is refused or not processed counts as neither positive nor
-negative: it is listed with its reason.
+``test`` are measured on; ``held_out`` says whether the bundle never saw them. A study that is
+refused or not processed counts as neither positive nor negative: it is listed with its reason.
 
 Intervals are 95 % bootstrap intervals over patients.
 """
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy import ndimage
 
 from export.command_line import reported
 from export.datasets.collections.gridded import GriddedStudy, to_grid
@@ -33,10 +32,9 @@ from export.datasets.collections.index import Entry, Index, read_index
 from export.datasets.collections.reading import read_study
 from export.datasets.collections.registry import open_collection
 from export.measures import auc
-from export.training.validation import HIT_DISTANCE_MM, peak_hits
+from export.training.validation import near_share, peak_hits
 from pe_infer import Detector
-from pe_infer.errors import PeInferError
-from pe_infer.geometry import TISSUE_HU
+from pe_infer.errors import ConfigurationError, PeInferError
 from pe_infer.result import StudyResult
 
 BOOTSTRAPS = 1000
@@ -169,19 +167,6 @@ def plane_cases(
             )
         )
     return cases, gated
-
-
-def near_share(mask: NDArray[np.bool_], hu: NDArray[np.float32], spacing_mm: float) -> float:
-    """Share of the patient's pixels that lie within 10 mm of a mask: what guessing earns.
-
-    Args:
-        mask: (rows, cols), not empty.
-        hu: (rows, cols) of the same plane.
-        spacing_mm: Of pixels.
-    """
-    near = ndimage.distance_transform_edt(~mask) * spacing_mm <= HIT_DISTANCE_MM
-    patient = (hu > TISSUE_HU) | mask
-    return float(near[patient].mean())
 
 
 def _by_mask(mask: NDArray[np.bool_] | None) -> bool | None:
@@ -363,6 +348,7 @@ def main(
             bundle, engine=engine, threads=threads, operating_point=operating_point
         ) as detector:
             info, manifest = detector.compiled.info, detector.bundle.manifest
+            unseen = held_out(manifest.training, indexed, split)
             point = operating_point or manifest.default_operating_point
             cases = run(
                 detector,
@@ -381,10 +367,41 @@ def main(
         "precision": dict(info.precision),
         "collection": indexed.collection,
         "split": split,
+        "held_out": unseen,
         **summary(cases),
     }
     (out / "evaluation.json").write_text(json.dumps(result, indent=1, allow_nan=False))
     console.print(table_of(result))
+
+
+def held_out(training: Mapping[str, Any], index: Index, split: str) -> bool | None:
+    """Whether a bundle never saw the patients of a split.
+
+    Args:
+        training: ``training`` of the manifest.
+        index: Of the collection.
+        split: To be measured on.
+
+    Returns:
+        ``None`` if the bundle does not say what it was trained on.
+
+    Raises:
+        ConfigurationError: It was trained on this collection, split otherwise: any patient may be
+            known.
+    """
+    known: Mapping[str, Mapping[str, float]] | None = training.get("collections")
+    if known is None:
+        return None
+    fractions = known.get(index.collection)
+    if fractions is None:
+        return True
+    if dict(fractions) != asdict(index.fractions):
+        raise ConfigurationError(
+            f"the bundle was trained on {index.collection} split with {dict(fractions)}, the index "
+            f"was made with {asdict(index.fractions)}: its patients may be known. Make the index "
+            "with the bundle's fractions."
+        )
+    return split == "test"
 
 
 def table_of(result: Mapping[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """Which slabs are positive, negative, or neither; masks at the size of the attention map."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,39 @@ def slab_label(
     if not clot_pixels[max(middle - reach, 0) : middle + reach + 1].any():
         return "negative"
     return "dropped"
+
+
+def slab_labels(
+    clot_pixels: Sequence[int],
+    plane_labels: Sequence[int] | None,
+    middles: Sequence[int],
+    planes_per_slab: int,
+    min_pixels: int = MIN_CLOT_PIXELS,
+) -> list[Label]:
+    """Labels of the slabs of a study: of its pixels where a mask has them, else of its planes.
+
+    Args:
+        clot_pixels: (planes,) as in ``export.datasets.store.StudyRecord``.
+        plane_labels: The same.
+        middles: Indices of the slabs' middle planes.
+        planes_per_slab: Planes of a slab.
+        min_pixels: What makes a slab with a mask positive.
+
+    Returns:
+        ``"positive"`` also where no mask says how much of the finding the middle plane has, but its
+        label says that it has some; ``"negative"`` only where pixels and labels say so.
+    """
+    pixels = np.asarray(clot_pixels, dtype=np.int64)
+    found = [slab_label(pixels, middle, planes_per_slab, min_pixels) for middle in middles]
+    if plane_labels is None:
+        return found
+    labels, half = np.asarray(plane_labels), planes_per_slab // 2
+    for index, middle in enumerate(middles):
+        if pixels[middle] < 0 and labels[middle] == 1:
+            found[index] = "positive"
+        elif found[index] == "negative" and labels[middle - half : middle + half + 1].any():
+            found[index] = "dropped"
+    return found
 
 
 def cell_counts(mask: NDArray[np.bool_], stride: int = TOTAL_STRIDE) -> NDArray[np.int64]:

@@ -9,7 +9,6 @@ its number in the index: what is there already is kept, so that the command can 
 again. A study that cannot be used does not stop the others: ``failures.jsonl`` says why.
 """
 
-import hashlib
 import json
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +32,7 @@ from export.datasets.store import (
     UNKNOWN_PIXELS,
     StoredStudy,
     StudyRecord,
+    grid_digest,
     study_name,
     write_study,
 )
@@ -72,7 +72,7 @@ def store_study(store: Path, index: Index, entry: Entry, grid: PatientGrid) -> O
         "patient": entry.study.patient,
         "split": entry.split,
         "types": entry.study.types,
-        "grid": hashlib.sha256(repr(grid).encode()).hexdigest()[:12],
+        "grid": grid_digest(grid),
     }
     if (folder / "study.json").exists():
         made = StoredStudy(folder).record.phantom

@@ -12,8 +12,10 @@ A store is a folder with one folder per study::
 Studies are written to a temporary name and renamed, so that a folder is complete or absent.
 """
 
+import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 
 from pe_infer import preprocess
 from pe_infer.errors import Code, InputError
+from pe_infer.geometry import PatientGrid
 
 POSITIVE, NEGATIVE = "positive", "negative"
 UNLABELLED: Final = -100  # label of a plane that is neither positive nor negative
@@ -55,6 +58,11 @@ class StudyRecord:
     preprocessing_version: int
     phantom: dict[str, Any]
     plane_labels: list[int] | None = None
+
+
+def grid_digest(grid: PatientGrid) -> str:
+    """Names the grid of a store of real studies."""
+    return hashlib.sha256(repr(grid).encode()).hexdigest()[:12]
 
 
 def study_name(seed: int, *, positive: bool) -> str:
@@ -124,6 +132,36 @@ class StudyPair:
     def seed(self) -> int:
         """Seed that both share."""
         return self.positive.record.seed
+
+
+@dataclass(frozen=True)
+class Studies:
+    """What one source of training data holds.
+
+    Attributes:
+        studies: In an order that only grows at its end; both studies of a pair follow each other,
+            the positive one first.
+        share: Of what is drawn; the shares of all sources add up to 1.
+        paired: Whether they are pairs of one patient.
+    """
+
+    studies: tuple[StoredStudy, ...]
+    share: float = 1.0
+    paired: bool = True
+
+    @property
+    def pairs(self) -> list[StudyPair]:
+        """The pairs, if that is what they are."""
+        return [
+            StudyPair(positive, negative)
+            for positive, negative in zip(self.studies[::2], self.studies[1::2], strict=True)
+        ]
+
+
+def of_pairs(pairs: Sequence[StudyPair], share: float = 1.0) -> Studies:
+    """Pairs as a source."""
+    both = tuple(study for pair in pairs for study in (pair.positive, pair.negative))
+    return Studies(both, share)
 
 
 def write_study(

@@ -24,7 +24,7 @@ from export.training.config import (
 )
 from export.training.encoder import SlabEncoder
 from export.training.losses import Stage1Terms, slice_terms
-from export.training.radnet_studies import RadnetStudies, encode_pairs
+from export.training.radnet_studies import RadnetStudies, encode_all
 from export.training.sampling import Batch
 from pe_infer.errors import ConfigurationError
 
@@ -88,10 +88,10 @@ class Radnet:
         if not isinstance(settings, ContextSettings):
             raise TypeError(type(settings))
         encoder = SlabEncoder(encoder_node(_classifier(stage1), data.grid.rows), threads=threads)
-        sets = encode_pairs(
+        studies = encode_all(
             settings, data, store, folder, encoder, console, stage1_sha256=stage1_sha256
         )
-        return RadnetStudies(settings, sets["train"], sets["validation"])
+        return RadnetStudies(settings, studies)
 
     def study_network(
         self, settings: Mapping[str, Any], stage1: SlabNetwork, grid: GridSettings

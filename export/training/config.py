@@ -84,7 +84,7 @@ class SplitSettings(Settings):
     """A range of phantom seeds: ``first_seed`` up to, not including, ``first_seed + pairs``."""
 
     first_seed: int = Field(ge=0)
-    pairs: int = Field(ge=1)
+    pairs: int = Field(ge=0)
 
     @property
     def seeds(self) -> range:
@@ -92,32 +92,93 @@ class SplitSettings(Settings):
         return range(self.first_seed, self.first_seed + self.pairs)
 
 
+class SourceSettings(Settings):
+    """One of the stores that a run draws from.
+
+    Attributes:
+        store: Its folder, within the one that the command is given.
+        share: Of what is drawn for training.
+        collection: The real studies of which collection it holds; ``None``: pairs of a phantom, by
+            the seeds of the splits.
+        validation: Share of the patients, as the index of the collection was made.
+        test: The same.
+    """
+
+    store: str
+    share: float = Field(gt=0, le=1)
+    collection: str | None = None
+    validation: float = Field(default=0.1, ge=0, le=1)
+    test: float = Field(default=0.2, ge=0, le=1)
+
+
+class BackgroundSettings(Settings):
+    """A real study without the finding, into which findings are painted.
+
+    Attributes:
+        folder: Of its DICOM series, or of NIfTI volumes, within the folder that the command is
+            given.
+        source: Its collection and licence, for the record.
+        volume: The scan, where it is a NIfTI volume.
+        arteries: NIfTI mask of its pulmonary arteries, if there is one.
+    """
+
+    folder: str
+    source: str
+    volume: str | None = None
+    arteries: str | None = None
+
+
+NO_SEEDS = SplitSettings(first_seed=0, pairs=0)
+SHARE_ERROR = 1e-6
+
+
 class DataSettings(Settings):
-    """Which synthetic studies are made, and the grid they are brought to.
+    """Which studies are made or drawn, and the grid they are brought to.
 
     Attributes:
         name: For the record.
-        phantom: What they are made with: a key of ``pe_infer.phantom.ANATOMIES``.
+        phantom: What synthetic ones are made with: a key of ``pe_infer.phantom.ANATOMIES``.
         grid: Their planes.
         min_pixels: A slab is positive if its middle plane shows at least as much of the finding.
-        train: Trained on.
+        train: Synthetic studies that are trained on; none by default.
         validation: Chosen on.
         test: Held back.
+        source: Stores that are drawn from. Without any, the store that the command is given holds
+            the pairs of the splits. Where one holds real studies, only real ones are chosen on.
+        backgrounds: Real studies that pairs are made of, in turn.
     """
 
     name: str
     phantom: str = "chest"
     grid: GridSettings
     min_pixels: int = Field(default=MIN_CLOT_PIXELS, ge=1)
-    train: SplitSettings
-    validation: SplitSettings
-    test: SplitSettings
+    train: SplitSettings = NO_SEEDS
+    validation: SplitSettings = NO_SEEDS
+    test: SplitSettings = NO_SEEDS
+    source: tuple[SourceSettings, ...] = ()
+    backgrounds: tuple[BackgroundSettings, ...] = ()
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether some of the studies are real ones."""
+        return any(source.collection is not None for source in self.source)
+
+    @model_validator(mode="after")
+    def _shares(self) -> "DataSettings":
+        total = sum(source.share for source in self.source)
+        if self.source and abs(total - 1.0) > SHARE_ERROR:
+            message = f"the shares of the sources add up to {total:g}, expected 1"
+            raise ValueError(message)
+        names = [Path(source.store).name for source in self.source]
+        if len(set(names)) < len(names):
+            message = f"the stores of the sources are called {names}: give them different names"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _disjoint(self) -> "DataSettings":
-        ranges = sorted(
-            (s.seeds for s in (self.train, self.validation, self.test)), key=lambda r: r.start
-        )
+        splits = [s for s in (self.train, self.validation, self.test) if s.pairs]
+        ranges = sorted((s.seeds for s in splits), key=lambda r: r.start)
         for lower, upper in pairwise(ranges):
             if upper.start < lower.stop:
                 message = (
@@ -134,8 +195,8 @@ class DataSettings(Settings):
             source: Where it comes from, for messages.
 
         Raises:
-            ConfigurationError: Its grid is another one, or it was trained on seeds that validate or
-                test here.
+            ConfigurationError: Its grid is another one, it was trained on seeds that validate or
+                test here, or patients of a collection were split otherwise.
         """
         if earlier.grid != self.grid:
             raise ConfigurationError(
@@ -150,6 +211,19 @@ class DataSettings(Settings):
                     f"{earlier.name!r}; {self.name!r} holds back {held.start} to {held.stop - 1} "
                     f"for {name}: these patients would be known"
                 )
+        split = {s.collection: (s.validation, s.test) for s in self.source if s.collection}
+        for each in earlier.source:
+            if each.collection and split.get(each.collection, fractions(each)) != fractions(each):
+                raise ConfigurationError(
+                    f"{source} was trained on {each.collection} split with validation, test = "
+                    f"{fractions(each)}; {self.name!r} has {split[each.collection]}: patients that "
+                    "are held back would be known. Use one index for both stages."
+                )
+
+
+def fractions(source: SourceSettings) -> tuple[float, float]:
+    """Shares of the patients that validate and test."""
+    return source.validation, source.test
 
 
 class Stage1Loss(Settings):
@@ -167,7 +241,7 @@ class Shares(Settings):
     Attributes:
         positive: Crops that hold clot.
         paired_negative: The same places of the same patients without emboli, for as many of the
-            positives.
+            positives. Real studies have none: negative slabs of their source take their places.
     """
 
     positive: float = Field(default=0.4, ge=0, le=1)
@@ -230,7 +304,9 @@ class Stage1Settings(Settings):
         ema_decay: Of the mean weights, per step.
         refresh_steps: Steps between looks at the store, which may still be growing.
         checkpoint_minutes: Minutes between checkpoints.
-        validation_pairs: Pairs that are validated on, from the first seed of the split on.
+        validation_pairs: Pairs that are validated on, from the first seed of the split on; of real
+            studies, as many positive ones and as many negative ones.
+        annotated_only: Leave out positive real studies without a mask.
         compile: Whether to use ``torch.compile``.
         augment: Strengths of the augmentation.
     """
@@ -245,6 +321,7 @@ class Stage1Settings(Settings):
     refresh_steps: int = 250
     checkpoint_minutes: float = 5.0
     validation_pairs: int = 12
+    annotated_only: bool = False
     compile: bool = False
     augment: Strengths = Strengths()
 
@@ -264,8 +341,10 @@ class StudySettings(Settings):
         system: What is trained: a key of ``export.systems.registry.SYSTEMS``.
         seed: Of the weights, the order of the pairs and every random choice of a step.
         data: File with the data settings, relative to the settings' own folder.
-        train_pairs: Pairs that are trained on.
-        validation_pairs: Pairs that are validated on.
+        train_pairs: Pairs that are trained on. With sources in the data settings, pairs that an
+            epoch draws: a source by its share, of it a pair, or a positive and a negative study.
+        validation_pairs: Pairs that are validated on; real studies are all validated on.
+        annotated_only: Leave out positive real studies without a mask.
         epochs: Passes over the training pairs.
         pairs_per_step: Pairs of studies per optimiser step.
         lr: Highest learning rate.
@@ -286,6 +365,7 @@ class StudySettings(Settings):
     data: str
     train_pairs: int
     validation_pairs: int
+    annotated_only: bool = False
     epochs: int
     pairs_per_step: int = 2
     lr: float = 1e-4

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.datasets.augment import slab_of
-from export.datasets.labels import MIN_CLOT_PIXELS
+from export.datasets.labels import MIN_CLOT_PIXELS, slab_labels
 from export.datasets.store import StoredStudy, StudyPair
 from export.models.stage1 import SlabClassifier
 from export.systems.shi_graphs import encoder_node
@@ -29,7 +29,7 @@ from export.training.encoder import SlabEncoder
 from pe_infer.errors import ConfigurationError
 
 CACHE_FILE = "cache.json"
-SCALE_PAIRS = 4
+SCALE_STUDIES = 4
 HEADROOM = 1.5
 
 
@@ -41,7 +41,8 @@ class StudyFeatures:
         folder: Where they lie.
         seed: Seed of the study.
         positive: Whether it has emboli.
-        clot_slabs: Indices of the positive slabs; for a negative study, of the same places.
+        clot_slabs: Indices of the positive slabs, as far as it is known which are; for a negative
+            study of a pair, of the same places.
     """
 
     folder: Path
@@ -63,7 +64,7 @@ class StudyFeatures:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features of pairs of studies.
+    """Features of studies.
 
     Attributes:
         folder: Where they lie; belongs to one stage-1 checkpoint.
@@ -129,9 +130,9 @@ def cache_facts(
 
 
 def open_cache(
-    folder: Path, encoder: Encoder, pairs: Sequence[StudyPair], *, stage1_sha256: str
+    folder: Path, encoder: Encoder, studies: Sequence[StoredStudy], *, stage1_sha256: str
 ) -> FeatureCache:
-    """The cache in a folder, with scales measured on the first pairs if it is new.
+    """The cache in a folder, with scales measured on the first positive studies if it is new.
 
     Raises:
         ConfigurationError: The features in the folder come from another stage 1.
@@ -139,8 +140,8 @@ def open_cache(
 
     def scale() -> dict[str, Any]:
         highest = torch.zeros(encoder.feature_channels)
-        for pair in pairs[:SCALE_PAIRS]:
-            features = encoder(pair.positive, pair.positive.record.slab_planes[::3])
+        for study in [s for s in studies if s.record.positive][:SCALE_STUDIES]:
+            features = encoder(study, study.record.slab_planes[::3])
             highest = torch.maximum(highest, features.amax(dim=(0, 2, 3)))
         return {"scale": (highest * HEADROOM / 255).clamp(min=1e-6).tolist()}
 
@@ -149,18 +150,24 @@ def open_cache(
 
 
 def cache_pair(
-    cache: FeatureCache, encoder: Encoder, pair: StudyPair, *, min_pixels: int = MIN_CLOT_PIXELS
+    cache: FeatureCache,
+    encoder: Encoder,
+    pair: StudyPair,
+    prefix: str = "",
+    *,
+    min_pixels: int = MIN_CLOT_PIXELS,
 ) -> tuple[StudyFeatures, StudyFeatures]:
     """Features of the positive and the negative study of a pair, encoded unless they are there.
 
     Both have the slabs that passed the gate in the positive study, so that they are of one length.
+    ``prefix`` is what their names in the cache begin with.
     """
     record = pair.positive.record
     positives = tuple(
         i for i, m in enumerate(record.slab_planes) if record.clot_pixels[m] >= min_pixels
     )
     found = [
-        StudyFeatures(cache.folder / s.folder.name, pair.seed, p, positives)
+        StudyFeatures(cache.folder / f"{prefix}{s.folder.name}", pair.seed, p, positives)
         for s, p in ((pair.positive, True), (pair.negative, False))
     ]
     if not all((f.folder / "features.npy").exists() for f in found):
@@ -177,6 +184,30 @@ def cache_pair(
             twin[changed] = quantise(encoder(pair.negative, [middles[i] for i in changed]))
         _save(found[1], twin)
     return found[0], found[1]
+
+
+def cache_study(
+    cache: FeatureCache,
+    encoder: Encoder,
+    study: StoredStudy,
+    name: str,
+    *,
+    min_pixels: int = MIN_CLOT_PIXELS,
+) -> StudyFeatures:
+    """Features of a study of its own, under a name, encoded unless they are there."""
+    record = study.record
+    labels = slab_labels(
+        record.clot_pixels,
+        record.plane_labels,
+        record.slab_planes,
+        encoder.grid.planes_per_slab,
+        min_pixels,
+    )
+    positives = tuple(i for i, label in enumerate(labels) if label == "positive")
+    found = StudyFeatures(cache.folder / name, record.seed, record.positive, positives)
+    if not (found.folder / "features.npy").exists():
+        _save(found, _quantiser(cache.scale)(encoder(study, record.slab_planes)))
+    return found
 
 
 def _quantiser(scale: Tensor) -> Callable[[Tensor], NDArray[np.uint8]]:

@@ -44,6 +44,11 @@ def normalised_attention(attention: Tensor) -> Tensor:
     return positive / (positive.amax(dim=(2, 3), keepdim=True) + EPS)
 
 
+def annotated(positive: Tensor, weight: Tensor) -> Tensor:
+    """1 for positive slabs with a mask, which has a weight somewhere, 0 for all others: (N,)."""
+    return (positive & (weight.amax(dim=(1, 2, 3)) > 0)).float()
+
+
 def dense_focal_loss(attention: Tensor, target: Tensor, weight: Tensor, gamma: float) -> Tensor:
     """Focal loss on the raw activation map, summed and divided by the number of positive cells.
 
@@ -76,7 +81,7 @@ def stage1_terms(
     """
     cross_entropy = functional.cross_entropy(output.logits, labels, ignore_index=UNSURE)
     per_slab = _dice(normalised_attention(output.attention), target).flatten()
-    positive = (labels == PE).float()  # Dice is about annotated slabs only [ours]
+    positive = annotated(labels == PE, weight)  # Dice is about annotated slabs only [ours]
     dice = (per_slab * positive).sum() / positive.sum().clamp(min=1.0)
     focal = dense_focal_loss(output.attention, target, weight, weights.focal_gamma)
     total = weights.cross_entropy * cross_entropy + weights.dice * dice + weights.focal * focal
@@ -105,7 +110,7 @@ def slice_terms(
     per_slice = torch.stack(
         [_dice(torch.sigmoid(b[:, None]), target).flatten() for b in branches]
     ).mean(dim=0)
-    positive = (labels == 1).float()
+    positive = annotated(labels == 1, weight)
     dice = (per_slice * positive).sum() / positive.sum().clamp(min=1.0)
     focal = torch.stack(
         [dense_focal_loss(b[:, None], target, weight, weights.focal_gamma) for b in branches]

@@ -1,8 +1,10 @@
-"""Stage 2 of RADnet on pooled features of pairs of studies: what a step sees, and the loss.
+"""Stage 2 of RADnet on pooled features of studies: what a step sees, and the loss.
 
 Every slice that passed the gate has a label: hemorrhage from ``DataSettings.min_pixels`` on, none
 where it is clean, no part in the loss in between. Nor has a clean slice beside one with hemorrhage:
-blood that fills less than half of its thickness is seen in it, and no mask says so. The loss is the
+blood that fills less than half of its thickness is seen in it, and no mask says so. Where slices
+were labelled by readers and not by masks, their word counts; where they labelled studies only, the
+score of the study is all there is to learn from. The loss is the
 mean cross-entropy of the slices [memory], and that of the study's score, which is what the bundle's
 rule decides by [ours]. Features are frozen and few, so that every training study is encoded several
 times, augmented, all slices of a pair alike [ours].
@@ -21,14 +23,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.datasets.augment import OFF, Strengths, augmented, slab_of
-from export.datasets.labels import UNSURE, slab_label
+from export.datasets.labels import UNSURE, slab_labels
 from export.datasets.store import StoredStudy, StudyPair
 from export.models.radnet import SliceContext, consecutive_score
 from export.training.config import ContextSettings, DataSettings
 from export.training.encoder import SlabEncoder
 from export.training.features import cache_facts
 from export.training.sampling import CLASSES
-from export.training.study_task import encode_splits, repeated, window_start
+from export.training.study_task import (
+    Couple,
+    CoupleDraw,
+    encode_sources,
+    repeated,
+    window_start,
+)
 from pe_infer.errors import ConfigurationError
 
 
@@ -49,17 +57,14 @@ class SliceFeatures:
     positive: bool
 
 
-Pair = tuple[SliceFeatures, SliceFeatures]
-
-
 def slice_labels(study: StoredStudy, middles: Sequence[int], data: DataSettings) -> list[int]:
     """Label of every slice: 1, 0 or ``UNSURE``."""
-    pixels = np.asarray(study.record.clot_pixels, dtype=np.int64)
-    planes = data.grid.planes_per_slab
-    return [CLASSES[slab_label(pixels, m, planes, data.min_pixels)] for m in middles]
+    record, planes = study.record, data.grid.planes_per_slab
+    found = slab_labels(record.clot_pixels, record.plane_labels, middles, planes, data.min_pixels)
+    return [CLASSES[label] for label in found]
 
 
-def encode_pairs(
+def encode_all(
     settings: ContextSettings,
     data: DataSettings,
     store: Path,
@@ -68,8 +73,8 @@ def encode_pairs(
     console: Console,
     *,
     stage1_sha256: str,
-) -> dict[str, list[Pair]]:
-    """Encode every pair that a run needs; what is in the folder already is kept.
+) -> CoupleDraw[SliceFeatures]:
+    """Encode every study that a run needs; what is in the folder already is kept.
 
     Raises:
         ConfigurationError: The store has fewer pairs than the settings ask for, or the features in
@@ -84,52 +89,67 @@ def encode_pairs(
             "name another --run, or remove the folder"
         )
 
-    def encode(split: str, pairs: Sequence[StudyPair], pair: StudyPair) -> Pair:
-        del pairs
-        middles = pair.positive.record.slab_planes  # of both, so that they are of one length
-        strengths = [OFF, *[settings.augment] * (settings.variants - 1)]
-        made = []
-        for study in (pair.positive, pair.negative):
-            path = folder / f"{study.folder.name}.npz"
-            if not path.exists():
-                variants = strengths if split == "train" else [OFF]
-                _save(path, _encoded(encoder, study, middles, variants, data))
-            with np.load(path) as arrays:
-                features, logits = (torch.from_numpy(arrays[n]) for n in ("features", "logits"))
-            labels = torch.tensor(slice_labels(study, middles, data))
-            made.append(SliceFeatures(features, logits, labels, study.record.positive))
-        return made[0], made[1]
+    strengths = [OFF, *[settings.augment] * (settings.variants - 1)]
 
-    return encode_splits(settings, data, store, encode, console)
+    def encoded(split: str, study: StoredStudy, middles: Sequence[int], name: str) -> SliceFeatures:
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            variants = strengths if split == "train" else [OFF]
+            _save(path, _encoded(encoder, study, middles, variants, data))
+        with np.load(path) as arrays:
+            features, logits = (torch.from_numpy(arrays[n]) for n in ("features", "logits"))
+        labels = torch.tensor(slice_labels(study, middles, data))
+        return SliceFeatures(features, logits, labels, study.record.positive)
+
+    def encode_pair(
+        split: str, pair: StudyPair, prefix: str
+    ) -> tuple[SliceFeatures, SliceFeatures]:
+        middles = pair.positive.record.slab_planes  # of both, so that they are of one length
+        positive, negative = (
+            encoded(split, study, middles, f"{prefix}{study.folder.name}")
+            for study in (pair.positive, pair.negative)
+        )
+        return positive, negative
+
+    def encode_study(split: str, study: StoredStudy, name: str) -> SliceFeatures:
+        return encoded(split, study, study.record.slab_planes, name)
+
+    return encode_sources(
+        settings,
+        data,
+        store,
+        encode_pair,
+        encode_study,
+        console,
+        least_slabs=settings.consecutive,
+    )
 
 
 class RadnetStudies:
     """The task: see ``export.training.study_task.StudyTask``."""
 
-    def __init__(
-        self, settings: ContextSettings, train: Sequence[Pair], validation: Sequence[Pair]
-    ) -> None:
+    def __init__(self, settings: ContextSettings, studies: CoupleDraw[SliceFeatures]) -> None:
         """Take what a run needs; measure the scale of the features.
 
         Raises:
             ConfigurationError: A study has fewer slices than the rule counts.
         """
         self.settings = settings
-        self.train = train
-        self.validation = validation
-        shortest = min(p.labels.numel() for p, _ in (*train, *validation))
+        self.studies = studies
+        trained = [study for source in studies.train for study in source.studies]
+        shortest = min(study.labels.numel() for study in (*trained, *studies.validation))
         if shortest < settings.consecutive:
             raise ConfigurationError(
                 f"a study has {shortest} slices that passed the gate, the rule counts "
                 f"{settings.consecutive} neighbours: leave the study out, or change the gate"
             )
-        plain = torch.cat([study.features[0] for pair in train for study in pair])
+        plain = torch.cat([study.features[0] for study in trained])
         self._mean, self._deviation = plain.mean(dim=0), plain.std(dim=0)
 
     @property
     def train_count(self) -> int:
-        """Pairs that are trained on."""
-        return len(self.train)
+        """Couples of studies in an epoch."""
+        return self.studies.count
 
     @property
     def in_channels(self) -> int:
@@ -150,21 +170,29 @@ class RadnetStudies:
     def loss(
         self, model: nn.Module, pairs: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, list[float], list[bool]]:
-        """Mean loss of some pairs, one after the other: they differ in length."""
+        """Mean loss of some couples, one after the other: they differ in length."""
         losses: list[Tensor] = []
         scores: list[float] = []
         truth: list[bool] = []
         for index in pairs:
-            features, logits, labels = self._batch(self.train[index], rng)
-            said = model(features, logits)
-            score = consecutive_score(said, self.settings.consecutive)
-            known = labels != UNSURE
-            positive = torch.tensor([1.0, 0.0])
-            losses.append(
-                functional.binary_cross_entropy_with_logits(said[known], labels[known].float())
-                + self.settings.study_weight
-                * functional.binary_cross_entropy_with_logits(score, positive)
+            couple = self.studies(index, rng)
+            features, logits, labels = self._batch(couple, rng)
+            said = (
+                model(torch.stack(features), torch.stack(logits))
+                if couple.twins
+                else [model(f[None], own[None])[0] for f, own in zip(features, logits, strict=True)]
             )
+            score = torch.cat([consecutive_score(s[None], self.settings.consecutive) for s in said])
+            loss = self.settings.study_weight * functional.binary_cross_entropy_with_logits(
+                score, torch.tensor([1.0, 0.0])
+            )
+            flat, labelled = torch.cat(list(said)), torch.cat(labels)
+            known = labelled != UNSURE
+            if known.any():
+                loss = loss + functional.binary_cross_entropy_with_logits(
+                    flat[known], labelled[known].float()
+                )
+            losses.append(loss)
             scores += score.detach().tolist()
             truth += [True, False]
         return torch.stack(losses).mean(), scores, truth
@@ -174,28 +202,46 @@ class RadnetStudies:
         """Study scores and labels (1 = hemorrhage) of the validation studies."""
         scores: list[float] = []
         labels: list[float] = []
-        for pair in self.validation:
-            for study in pair:
-                said = model(study.features[:1], study.logits[:1])
-                scores.append(float(consecutive_score(said, self.settings.consecutive)))
-                labels.append(float(study.positive))
+        for study in self.studies.validation:
+            said = model(study.features[:1], study.logits[:1])
+            scores.append(float(consecutive_score(said, self.settings.consecutive)))
+            labels.append(float(study.positive))
         return scores, labels
 
-    def _batch(self, pair: Pair, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (2, T, F), logits and labels (2, T) of the same slices of both studies."""
-        s, positive = self.settings, pair[0]
-        slices = positive.labels.numel()
-        least = max(s.window_slabs, s.consecutive)
-        length = min(least, slices) if rng.random() < s.window_share else slices
-        places = torch.nonzero(positive.labels == 1).flatten().tolist()
-        first = window_start(slices, length, places, rng)
-        chosen = repeated(first, length, s.drop_slab_share, rng)
-        variant = int(rng.integers(len(positive.features)))
+    def _batch(
+        self, couple: Couple[SliceFeatures], rng: np.random.Generator
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Features (T, F), logits and labels (T,) of both studies; of twins, the same slices."""
+        chosen = self._slices(couple.positive, rng, anywhere=couple.twins)
+        variant = int(rng.integers(len(couple.positive.features)))
+        picks = [(couple.positive, chosen, variant)]
+        if couple.twins:
+            picks.append((couple.negative, chosen, variant))
+        else:
+            chosen = self._slices(couple.negative, rng, anywhere=True)
+            variant = int(rng.integers(len(couple.negative.features)))
+            picks.append((couple.negative, chosen, variant))
         return (
-            torch.stack([study.features[variant][chosen] for study in pair]),
-            torch.stack([study.logits[variant][chosen] for study in pair]),
-            torch.stack([study.labels[chosen] for study in pair]),
+            [study.features[number][slices] for study, slices, number in picks],
+            [study.logits[number][slices] for study, slices, number in picks],
+            [study.labels[slices] for study, slices, _ in picks],
         )
+
+    def _slices(
+        self, study: SliceFeatures, rng: np.random.Generator, *, anywhere: bool
+    ) -> list[int]:
+        """A window of a study, or all of it.
+
+        Where it is not known which slices show the finding, a window may lie ``anywhere``, or there
+        is none.
+        """
+        s, slices = self.settings, study.labels.numel()
+        places = torch.nonzero(study.labels == 1).flatten().tolist()
+        least = max(s.window_slabs, s.consecutive)
+        windowed = rng.random() < s.window_share and bool(places or anywhere)
+        length = min(least, slices) if windowed else slices
+        first = window_start(slices, length, places, rng)
+        return repeated(first, length, s.drop_slab_share, rng)
 
 
 def _encoded(

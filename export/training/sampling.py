@@ -1,13 +1,14 @@
 """Batches of stage 1: which slabs, where they are cropped, and their targets.
 
-Batch number ``s`` of a run depends on the seed, on ``s`` and on the number of pairs in use, on
-nothing else: a resumed run sees the same batches.
+Batch number ``s`` of a run depends on the seed, on ``s`` and on the studies in use, on nothing
+else: a resumed run sees the same batches.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.datasets.augment import OFF, Strengths, augmented, slab_of
-from export.datasets.labels import MIN_CLOT_PIXELS, UNSURE, attention_target, slab_label
-from export.datasets.store import StoredStudy, StudyPair
+from export.datasets.labels import (
+    MIN_CLOT_PIXELS,
+    UNSURE,
+    Label,
+    attention_target,
+    slab_label,
+    slab_labels,
+)
+from export.datasets.store import UNKNOWN_PIXELS, StoredStudy, Studies, StudyPair, of_pairs
 from export.training.config import GridSettings, Phase
+from pe_infer.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -25,34 +34,42 @@ class SlabRef:
     """One slab of a store.
 
     Attributes:
-        pair: The pair of studies it belongs to.
-        positive_study: Whether it is cut from the study with emboli.
+        study: It is cut from.
         middle: Index of its middle plane.
-        clot_pixels: Clot pixels of the middle plane.
+        clot_pixels: Clot pixels of the middle plane; ``UNKNOWN_PIXELS`` where a label of the plane
+            says that there are some and no mask says where.
+        other: The same patient without emboli, if ``study`` is a phantom that has them.
     """
 
-    pair: StudyPair
-    positive_study: bool
+    study: StoredStudy
     middle: int
     clot_pixels: int
+    other: StoredStudy | None = None
 
     @property
-    def study(self) -> StoredStudy:
-        """The study it is cut from."""
-        return self.pair.positive if self.positive_study else self.pair.negative
+    def masked(self) -> bool:
+        """Whether it is known which pixels show the finding."""
+        return self.clot_pixels != UNKNOWN_PIXELS
 
     @property
-    def twin(self) -> "SlabRef":
-        """The same place in the same patient without emboli."""
-        return SlabRef(self.pair, positive_study=False, middle=self.middle, clot_pixels=0)
+    def twin(self) -> "SlabRef | None":
+        """The same place in the same patient without emboli, if there is one."""
+        return SlabRef(self.other, self.middle, 0) if self.other else None
 
 
 @dataclass(frozen=True)
 class SlabIndex:
-    """All usable slabs of some pairs."""
+    """All usable slabs of one source.
+
+    Attributes:
+        positives: With the finding.
+        negatives: Without it.
+        share: Of the source, of what is drawn.
+    """
 
     positives: list[SlabRef]
     negatives: list[SlabRef]
+    share: float = 1.0
 
 
 CLASSES = {"positive": 1, "negative": 0, "dropped": UNSURE}
@@ -97,23 +114,28 @@ class Batch:
 
 
 def index_slabs(
-    pairs: Sequence[StudyPair], planes_per_slab: int, min_pixels: int = MIN_CLOT_PIXELS
+    source: Studies | Sequence[StudyPair], planes_per_slab: int, min_pixels: int = MIN_CLOT_PIXELS
 ) -> SlabIndex:
     """Sort slabs that passed the gate into positives and negatives; doubtful ones are left out."""
+    studies = source if isinstance(source, Studies) else of_pairs(source)
     positives: list[SlabRef] = []
     negatives: list[SlabRef] = []
-    for pair in pairs:
-        for study in (pair.positive, pair.negative):
-            record = study.record
-            clot = np.asarray(record.clot_pixels, dtype=np.int64)
-            for middle in record.slab_planes:
-                label = slab_label(clot, middle, planes_per_slab, min_pixels)
-                ref = SlabRef(pair, record.positive, middle, int(clot[middle]))
-                if label == "positive":
-                    positives.append(ref)
-                elif label == "negative":
-                    negatives.append(ref)
-    return SlabIndex(positives, negatives)
+    for place, study in enumerate(studies.studies):
+        record = study.record
+        twin = studies.studies[place + 1] if studies.paired and record.positive else None
+        labels = slab_labels(
+            record.clot_pixels,
+            record.plane_labels,
+            record.slab_planes,
+            planes_per_slab,
+            min_pixels,
+        )
+        for middle, label in zip(record.slab_planes, labels, strict=True):
+            if label == "positive":
+                positives.append(SlabRef(study, middle, record.clot_pixels[middle], twin))
+            elif label == "negative":
+                negatives.append(SlabRef(study, middle, 0))
+    return SlabIndex(positives, negatives, studies.share)
 
 
 def load_slab(
@@ -128,6 +150,9 @@ def load_slab(
     min_pixels: int = MIN_CLOT_PIXELS,
 ) -> Sample:
     """Cut, augment and window one slab.
+
+    Where no mask says which pixels show the finding, the sample is positive by its label, and no
+    cell has a weight: a crop of it may not show the finding, only the whole plane may be asked for.
 
     Args:
         ref: Which slab.
@@ -144,13 +169,18 @@ def load_slab(
     hu = np.asarray(
         ref.study.slab_hu(ref.middle, grid.planes_per_slab)[:, rows, cols], dtype=np.float32
     )
+    if not ref.masked and crop != grid.rows:
+        raise ValueError(f"a crop of {crop} pixels of a slab without a mask has no label")
     mask = np.zeros(hu.shape, dtype=np.bool_)
-    if ref.positive_study:
+    if ref.clot_pixels > 0:
         mask = np.ascontiguousarray(
             ref.study.slab_mask(ref.middle, grid.planes_per_slab)[:, rows, cols]
         )
     clot_pixels = mask.sum(axis=(1, 2), dtype=np.int64)
-    label = slab_label(clot_pixels, grid.planes_per_slab // 2, grid.planes_per_slab, min_pixels)
+    label: Label = "positive"
+    if ref.masked:
+        half = grid.planes_per_slab // 2
+        label = slab_label(clot_pixels, half, grid.planes_per_slab, min_pixels)
     changed, moved = augmented(
         torch.from_numpy(hu),
         torch.from_numpy(mask),
@@ -159,15 +189,58 @@ def load_slab(
         positive=label != "negative",
     )
     target, weight = targets(moved.numpy())
+    if not ref.masked:
+        weight = np.zeros_like(weight)
     return Sample(slab_of(changed, grid.window_bounds), CLASSES[label], target, weight)
 
 
+class SlabDraw:
+    """Draws slabs of one source for one phase.
+
+    Attributes:
+        positives: That the phase takes.
+        negatives: All.
+        share: Of the source.
+    """
+
+    def __init__(self, index: SlabIndex, grid: GridSettings, phase: Phase) -> None:
+        """Choose the positives of the phase and how often each is drawn."""
+        self.negatives = index.negatives
+        whole = phase.crop == grid.rows
+        usable = [r for r in index.positives if r.masked or whole]
+        wanted = [r for r in usable if r.clot_pixels >= phase.min_clot_pixels or not r.masked]
+        self.positives = wanted or usable
+        self.share = index.share
+        if not self.positives:
+            return
+        known = [r.clot_pixels for r in self.positives if r.masked]
+        typical = float(np.median(known)) if known else 1.0
+        areas = np.array(
+            [r.clot_pixels if r.masked else typical for r in self.positives], dtype=np.float64
+        )
+        weights = np.minimum(areas, np.quantile(areas, 0.95)) ** phase.area_power
+        self._weights = weights / weights.sum()
+
+    def positive(self, rng: np.random.Generator) -> SlabRef:
+        """A slab with the finding."""
+        return self.positives[int(rng.choice(len(self.positives), p=self._weights))]
+
+    def negative(self, rng: np.random.Generator) -> SlabRef:
+        """A slab without it."""
+        return self.negatives[int(rng.integers(len(self.negatives)))]
+
+
 class BatchSource:
-    """Makes the batch of any step of a phase."""
+    """Makes the batch of any step of a phase.
+
+    Positives and negatives are drawn from the sources by the same shares, so that the source of a
+    slab says nothing of its label. It may where a source has one of both only: then the other
+    sources' shares of those grow.
+    """
 
     def __init__(
         self,
-        index: SlabIndex,
+        index: SlabIndex | Sequence[SlabIndex],
         grid: GridSettings,
         phase: Phase,
         *,
@@ -176,19 +249,31 @@ class BatchSource:
         targets: Targets = attention_target,
         min_pixels: int = MIN_CLOT_PIXELS,
     ) -> None:
-        """Choose the positives of the phase and how often each is drawn."""
+        """Choose the positives of the phase and how often each is drawn.
+
+        Raises:
+            ConfigurationError: A source has no slab that the phase can take.
+        """
+        indices = [index] if isinstance(index, SlabIndex) else index
+        draws = [SlabDraw(each, grid, phase) for each in indices]
+        self._positive = [draw for draw in draws if draw.positives]
+        self._negative = [draw for draw in draws if draw.negatives]
+        if not self._positive or not self._negative:
+            positives, negatives = (
+                sum(len(slabs) for slabs in side)
+                for side in ([i.positives for i in indices], [i.negatives for i in indices])
+            )
+            raise ConfigurationError(
+                f"phase {phase.name!r} needs positive and negative slabs, and there are "
+                f"{positives} and {negatives}. Those that have a label and no mask need crop = "
+                f"{grid.rows}, the whole plane; it is {phase.crop}."
+            )
         self._targets = targets
         self._min_pixels = min_pixels
         self._grid = grid
         self._phase = phase
         self._seed = seed
         self._strengths = strengths
-        self._negatives = index.negatives
-        wanted = [r for r in index.positives if r.clot_pixels >= phase.min_clot_pixels]
-        self._positives = wanted or index.positives
-        areas = np.array([r.clot_pixels for r in self._positives], dtype=np.float64)
-        weights = np.minimum(areas, np.quantile(areas, 0.95)) ** phase.area_power
-        self._weights = weights / weights.sum()
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
@@ -198,12 +283,20 @@ class BatchSource:
         positives = round(phase.batch * phase.shares.positive)
         paired = round(phase.batch * phase.shares.paired_negative)
         chosen: list[tuple[SlabRef, tuple[int, int]]] = []
+        drawn: list[SlabDraw] = []
         for _ in range(positives):
-            ref = self._positives[int(rng.choice(len(self._positives), p=self._weights))]
-            chosen.append((ref, self._corner_at_clot(ref, rng)))
-        chosen += [(ref.twin, corner) for ref, corner in chosen[:paired]]
+            drawn.append(drawn_source(self._positive, rng))
+            ref = drawn[-1].positive(rng)
+            corner = self._corner_at_clot(ref, rng) if ref.masked else (0, 0)
+            chosen.append((ref, corner))
+        for (ref, corner), draw in zip(chosen[:paired], drawn, strict=False):
+            if ref.twin:
+                chosen.append((ref.twin, corner))
+            else:
+                other = draw if draw.negatives else drawn_source(self._negative, rng)
+                chosen.append((other.negative(rng), self._any_corner(rng)))
         while len(chosen) < phase.batch:
-            ref = self._negatives[int(rng.integers(len(self._negatives)))]
+            ref = drawn_source(self._negative, rng).negative(rng)
             chosen.append((ref, self._any_corner(rng)))
         loaded = [
             load_slab(
@@ -242,6 +335,25 @@ class BatchSource:
             min(max(top, 0), self._grid.rows - crop),
             min(max(left, 0), self._grid.cols - crop),
         )
+
+
+class Shared(Protocol):
+    """Something with a share of what is drawn."""
+
+    @property
+    def share(self) -> float:
+        """Above 0."""
+
+
+Source = TypeVar("Source", bound=Shared)
+
+
+def drawn_source(sources: Sequence[Source], rng: np.random.Generator) -> Source:
+    """One of the sources by its share; nothing is drawn where there is only one."""
+    if len(sources) == 1:
+        return sources[0]
+    shares = np.array([source.share for source in sources])
+    return sources[int(rng.choice(len(sources), p=shares / shares.sum()))]
 
 
 def _collated(samples: Sequence[Sample]) -> Batch:

@@ -1,4 +1,4 @@
-"""Stage 2 of Shi et al. on features of pairs of studies: what a step sees, and the loss.
+"""Stage 2 of Shi et al. on features of studies: what a step sees, and the loss.
 
 Windows of a study, repeated slabs, the start from the activation map and features of 8 bits are
 [ours].
@@ -14,23 +14,33 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.datasets.store import StudyPair
+from export.datasets.store import StoredStudy, StudyPair
 from export.models.stage1 import PE, SlabClassifier
 from export.models.stage2 import SequenceNorm, StudyNet
 from export.training.config import DataSettings, Stage2Settings
-from export.training.features import Encoder, FeatureCache, StudyFeatures, cache_pair, open_cache
-from export.training.study_task import encode_splits, repeated, window_start
-
-Pair = tuple[StudyFeatures, StudyFeatures]
+from export.training.features import (
+    Encoder,
+    FeatureCache,
+    StudyFeatures,
+    cache_pair,
+    cache_study,
+    open_cache,
+)
+from export.training.study_task import (
+    Couple,
+    CoupleDraw,
+    encode_sources,
+    repeated,
+    window_start,
+)
 
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """Features of the training and validation pairs."""
+    """Features of the studies to train and validate on."""
 
     cache: FeatureCache
-    train: list[Pair]
-    validation: list[Pair]
+    studies: CoupleDraw[StudyFeatures]
 
 
 def encode_all(
@@ -43,25 +53,30 @@ def encode_all(
     *,
     stage1_sha256: str,
 ) -> FeatureSets:
-    """Encode every pair that a run needs; what is in the folder already is kept.
+    """Encode every study that a run needs; what is in the folder already is kept.
 
     Raises:
         ConfigurationError: The store has fewer pairs than the settings ask for, or the features in
             the folder come from another stage 1.
         InputError: The store has none.
     """
-    cache: FeatureCache | None = None
+    caches: list[FeatureCache] = []
 
-    def encode(split: str, pairs: Sequence[StudyPair], pair: StudyPair) -> Pair:
+    def begin(studies: Sequence[StoredStudy]) -> None:
+        caches.append(open_cache(folder, encoder, studies, stage1_sha256=stage1_sha256))
+
+    def encode_pair(
+        split: str, pair: StudyPair, prefix: str
+    ) -> tuple[StudyFeatures, StudyFeatures]:
         del split
-        nonlocal cache
-        cache = cache or open_cache(folder, encoder, pairs, stage1_sha256=stage1_sha256)
-        return cache_pair(cache, encoder, pair, min_pixels=data.min_pixels)
+        return cache_pair(caches[0], encoder, pair, prefix, min_pixels=data.min_pixels)
 
-    sets = encode_splits(settings, data, store, encode, console)
-    if cache is None:
-        raise RuntimeError("no split to encode")
-    return FeatureSets(cache, sets["train"], sets["validation"])
+    def encode_study(split: str, study: StoredStudy, name: str) -> StudyFeatures:
+        del split
+        return cache_study(caches[0], encoder, study, name, min_pixels=data.min_pixels)
+
+    draw = encode_sources(settings, data, store, encode_pair, encode_study, console, begin=begin)
+    return FeatureSets(caches[0], draw)
 
 
 class ShiStudies:
@@ -85,8 +100,8 @@ class ShiStudies:
 
     @property
     def train_count(self) -> int:
-        """Pairs that are trained on."""
-        return len(self.features.train)
+        """Couples of studies in an epoch."""
+        return self.features.studies.count
 
     @property
     def in_channels(self) -> int:
@@ -114,8 +129,8 @@ class ShiStudies:
     def loss(
         self, model: nn.Module, pairs: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, list[float], list[bool]]:
-        """Cross-entropy of the studies of some pairs."""
-        x, labels = self._batch([self.features.train[i] for i in pairs], rng)
+        """Cross-entropy of the studies of some couples."""
+        x, labels = self._batch([self.features.studies(i, rng) for i in pairs], rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(x).float().flatten()
         loss = functional.binary_cross_entropy_with_logits(logits, labels)
@@ -126,26 +141,51 @@ class ShiStudies:
         """Study logits and labels (1 = PE) of the validation studies."""
         logits: list[float] = []
         labels: list[float] = []
-        for pair in self.features.validation:
-            for study in pair:
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    logits.append(float(model(self.features.cache.decoded(study.codes)[None])))
-                labels.append(float(study.positive))
+        for study in self.features.studies.validation:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits.append(float(model(self.features.cache.decoded(study.codes)[None])))
+            labels.append(float(study.positive))
         return logits, labels
 
-    def _batch(self, pairs: Sequence[Pair], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Features (2 * pairs, T, C, h, w) of equal length, and labels."""
+    def _batch(
+        self, couples: Sequence[Couple[StudyFeatures]], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Features (2 * couples, T, C, h, w) of equal length, and labels.
+
+        Pairs of one patient are cut to the shortest. Real studies are not: the finding may be
+        anywhere, so that the slabs of shorter ones are repeated evenly, as the paper brings every
+        study to one length. Windows are cut only where it is known which slabs they must hold.
+        """
         s = self.settings
-        shortest = min(p.slabs for p, _ in pairs)
-        length = min(s.window_slabs, shortest) if rng.random() < s.window_share else shortest
+        shortest = min(c.positive.slabs for c in couples)
+        whole = shortest
+        windowed = bool(rng.random() < s.window_share)
+        if not all(c.twins for c in couples):
+            whole = max(study.slabs for c in couples for study in (c.positive, c.negative))
+            windowed &= all(c.twins or c.positive.clot_slabs for c in couples)
+        length = min(s.window_slabs, shortest) if windowed else whole
         studies: list[Tensor] = []
         labels: list[float] = []
-        for positive, negative in pairs:
-            first = window_start(positive.slabs, length, positive.clot_slabs, rng)
-            chosen = repeated(first, length, s.drop_slab_share, rng)
+        for couple in couples:
+            chosen = self._slabs(couple.positive, couple.positive.clot_slabs, length, rng)
             flip = rng.random() < s.left_right_share
-            for study in (positive, negative):
+            for study in (couple.positive, couple.negative):
+                if study is couple.negative and not couple.twins:
+                    chosen = self._slabs(study, (), length, rng)
                 x = self.features.cache.decoded(study.codes[chosen])
                 studies.append(x.flip(3) if flip else x)
                 labels.append(float(study.positive))
         return torch.stack(studies), torch.tensor(labels)
+
+    def _slabs(
+        self,
+        study: StudyFeatures,
+        clot_slabs: Sequence[int],
+        length: int,
+        rng: np.random.Generator,
+    ) -> list[int]:
+        """Indices of ``length`` slabs: neighbours, or all of a study that has fewer."""
+        own = min(length, study.slabs)
+        first = window_start(study.slabs, own, clot_slabs, rng)
+        chosen = repeated(first, own, self.settings.drop_slab_share, rng)
+        return [chosen[number * own // length] for number in range(length)]

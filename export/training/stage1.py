@@ -11,7 +11,7 @@ sum of AUC, AUC of the attention peak and hits on the validation slabs of its ph
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ from export.command_line import (
     reported,
     stopping,
 )
-from export.datasets.store import open_pairs
+from export.datasets.store import Studies
 from export.models.base import SlabNetwork, channels_last
 from export.systems.registry import refuse_other_system, system_of
 from export.training.checkpoint import (
@@ -50,8 +50,9 @@ from export.training.config import (
     load_settings,
 )
 from export.training.losses import Stage1Terms
-from export.training.sampling import BatchSource, SlabRef, index_slabs, prefetched
+from export.training.sampling import BatchSource, SlabIndex, SlabRef, index_slabs, prefetched
 from export.training.schedule import Stopwatch, learning_rate
+from export.training.sources import open_sources
 from export.training.validation import SlabScores, choose_slabs, score_slabs
 from pe_infer.errors import ConfigurationError
 
@@ -68,7 +69,7 @@ class Progression:
         phase: Index of the phase.
         phase_step: Optimiser steps done in it.
         step: Optimiser steps done in all.
-        pairs: Pairs of studies in use.
+        pairs: Pairs of studies in use; with sources in the data settings, studies in use.
         minutes: Wall clock spent so far.
         best: Best validation score so far, within the last phase that was validated.
     """
@@ -135,7 +136,8 @@ class Stage1Run:
         self.validation_log = CsvLog(
             run / "validation.csv", VALIDATION_COLUMNS, resume_step=resume_step
         )
-        self._validation_slabs: list[SlabRef] | None = None
+        self._validation_slabs: list[tuple[SlabRef, SlabRef]] | None = None
+        self._sources: list[Studies] | None = None  # of stores that do not grow
 
     @property
     def phase(self) -> Phase:
@@ -272,17 +274,39 @@ class Stage1Run:
             self.optimizer = self._new_optimizer()
 
     def _refresh_pairs(self) -> None:
-        split = self.data.train
-        found = open_pairs(self.store, first_seed=split.first_seed, pairs=split.pairs)
-        self.at.pairs = len(found)
+        """Look how many pairs there are now; stores of several sources do not change.
+
+        Raises:
+            ConfigurationError: They did since the run was started.
+        """
+        count = sum(len(source.studies) for source in self._opened(None))
+        if not self.data.source:
+            self.at.pairs = count // 2
+        elif self.at.pairs not in (0, count):
+            raise ConfigurationError(
+                f"{self.store}: the sources have {count} studies, {self.at.pairs} when the run "
+                "was started: it cannot be resumed on others"
+            )
+        else:
+            self.at.pairs = count
+
+    def _opened(self, pairs: int | None) -> list[Studies]:
+        """What is trained on; ``pairs`` cuts the list of a store that may still be growing."""
+        only = self.settings.annotated_only
+        if not self.data.source:
+            return open_sources(self.data, self.store, "train", pairs=pairs)
+        if self._sources is None:
+            self._sources = open_sources(self.data, self.store, "train", annotated_only=only)
+        return self._sources
+
+    def _indexed(self, sources: Sequence[Studies]) -> list[SlabIndex]:
+        planes, pixels = self.data.grid.planes_per_slab, self.data.min_pixels
+        return [index_slabs(source, planes, pixels) for source in sources]
 
     def _steps_until_refresh(self, stop: Callable[[], bool]) -> Iterator[Stage1Terms]:
         """Do the steps up to the next look at the store, or the end of the phase."""
-        phase, split, seed = self.phase, self.data.train, self.settings.seed + 1000 * self.at.phase
-        pairs = open_pairs(
-            self.store, first_seed=split.first_seed, pairs=split.pairs, limit=self.at.pairs
-        )
-        index = index_slabs(pairs, self.data.grid.planes_per_slab, self.data.min_pixels)
+        phase, seed = self.phase, self.settings.seed + 1000 * self.at.phase
+        index = self._indexed(self._opened(self.at.pairs))
         source = BatchSource(
             index,
             self.data.grid,
@@ -326,7 +350,7 @@ class Stage1Run:
                 place: dict[str, float | int | str] = {
                     "step": self.at.step,
                     "phase": phase.name,
-                    "pairs": len(pairs),
+                    "pairs": self.at.pairs,
                     "lr": lr,
                 }
                 self.log.add({**place, **parts, "seconds": time.monotonic() - began})
@@ -336,14 +360,21 @@ class Stage1Run:
 
     def _validate(self) -> str:
         """Score the mean weights on validation slabs; the best so far go to ``best.pt``."""
-        grid, split = self.data.grid, self.data.validation
+        grid = self.data.grid
         if self._validation_slabs is None:
-            limit = min(self.settings.validation_pairs, split.pairs)
-            pairs = open_pairs(
-                self.store, first_seed=split.first_seed, pairs=split.pairs, limit=limit
+            indices = self._indexed(
+                open_sources(
+                    self.data, self.store, "validation", pairs=self.settings.validation_pairs
+                )
             )
-            positives = index_slabs(pairs, grid.planes_per_slab, self.data.min_pixels).positives
-            self._validation_slabs = choose_slabs(positives, per_pair=5)
+            everywhere = [slab for i in indices for slab in i.negatives]
+            self._validation_slabs = [
+                slabs
+                for i in indices
+                for slabs in choose_slabs(i.positives, i.negatives or everywhere, 5)
+            ]
+            if not self._validation_slabs:
+                raise ConfigurationError(f"{self.store}: no positive slab to validate on")
         model = self._new_model(self.model.width, self.settings.seed)
         model.load_state_dict(self.mean.state)
         scores: SlabScores = score_slabs(model, self._validation_slabs, grid)
@@ -354,9 +385,8 @@ class Stage1Run:
             **asdict(scores),
         }
         self.validation_log.add(row)
-        score = scores.auc + scores.peak_auc + scores.hit
-        if score > self.at.best:
-            self.at.best = score
+        if scores.total > self.at.best:
+            self.at.best = scores.total
             save_checkpoint(self.run / "best.pt", self._content())
         return (
             f"step {self.at.step}: AUC {scores.auc:.3f}, of the peak {scores.peak_auc:.3f}, "

@@ -1,19 +1,28 @@
-"""What a system gives the training of its second stage, and what such tasks share."""
+"""What a system gives the training of its second stage, and what such tasks share.
+
+A step sees couples: a positive and a negative study. Those of a phantom are one patient with the
+finding and without; real studies are drawn one by one, so that both classes come equally often.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from export.datasets.store import StudyPair, open_pairs
+from export.datasets.collections.base import Split
+from export.datasets.store import StoredStudy, Studies, StudyPair
 from export.training.config import DataSettings, StudySettings
+from export.training.sampling import drawn_source
+from export.training.sources import open_sources
 from pe_infer.errors import ConfigurationError
 
 Encoded = TypeVar("Encoded")
+TRAINED_ON: Final[tuple[Split, Split]] = ("train", "validation")
 
 
 class StudyTask(Protocol):
@@ -21,7 +30,7 @@ class StudyTask(Protocol):
 
     @property
     def train_count(self) -> int:
-        """Pairs of studies that are trained on."""
+        """Couples of studies in an epoch."""
 
     @property
     def in_channels(self) -> int:
@@ -33,7 +42,7 @@ class StudyTask(Protocol):
     def loss(
         self, model: nn.Module, pairs: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, list[float], list[bool]]:
-        """Loss of some training pairs; score and truth of each of their studies."""
+        """Loss of some couples of an epoch; score and truth of each of their studies."""
 
     def train_mode(self, model: nn.Module, step: int) -> None:
         """Put the network into the mode that it trains in at that step."""
@@ -42,38 +51,182 @@ class StudyTask(Protocol):
         """Score of every validation study, and its label (1 = positive); ``model`` evaluates."""
 
 
-def encode_splits(
+@dataclass(frozen=True)
+class Couple(Generic[Encoded]):
+    """A positive and a negative study.
+
+    Attributes:
+        positive: With the finding.
+        negative: Without it.
+        twins: Whether they are one patient, and have the same slabs.
+    """
+
+    positive: Encoded
+    negative: Encoded
+    twins: bool
+
+
+@dataclass(frozen=True)
+class EncodedStudies(Generic[Encoded]):
+    """What a source gives the second stage.
+
+    Attributes:
+        share: Of what is drawn.
+        positives: Studies with the finding.
+        negatives: Without it; of pairs, in the order of their twins.
+        twins: Whether the studies are pairs.
+    """
+
+    share: float
+    positives: list[Encoded]
+    negatives: list[Encoded]
+    twins: bool
+
+    @property
+    def studies(self) -> list[Encoded]:
+        """All of them; both studies of a pair follow each other."""
+        if not self.twins:
+            return [*self.positives, *self.negatives]
+        pairs = zip(self.positives, self.negatives, strict=True)
+        return [study for pair in pairs for study in pair]
+
+    def couple(self, number: int) -> Couple[Encoded]:
+        """One of the pairs."""
+        return Couple(self.positives[number], self.negatives[number], twins=True)
+
+
+@dataclass(frozen=True)
+class CoupleDraw(Generic[Encoded]):
+    """Which studies a step sees, and which are validated on.
+
+    Attributes:
+        count: Couples of an epoch.
+        train: By source. The couples of a single source of pairs are these pairs, in the order that
+            is asked for; anything else is drawn.
+        validation: Positive and negative studies, as many of each as there are.
+    """
+
+    count: int
+    train: list[EncodedStudies[Encoded]]
+    validation: list[Encoded]
+
+    def __call__(self, number: int, rng: np.random.Generator) -> Couple[Encoded]:
+        """Couple ``number`` of an epoch.
+
+        Args:
+            number: Below ``count``.
+            rng: Source of what is drawn.
+        """
+        only = self.train[0]
+        if len(self.train) == 1 and only.twins and self.count == len(only.positives):
+            return only.couple(number)
+        source = drawn_source([each for each in self.train if each.positives], rng)
+        number = int(rng.integers(len(source.positives)))
+        if source.twins:
+            return source.couple(number)
+        other = source
+        if not source.negatives:
+            other = drawn_source([each for each in self.train if each.negatives], rng)
+        negative = other.negatives[int(rng.integers(len(other.negatives)))]
+        return Couple(source.positives[number], negative, twins=False)
+
+
+def encode_sources(
     settings: StudySettings,
     data: DataSettings,
     store: Path,
-    encode: Callable[[str, Sequence[StudyPair], StudyPair], Encoded],
+    encode_pair: Callable[[str, StudyPair, str], tuple[Encoded, Encoded]],
+    encode_study: Callable[[str, StoredStudy, str], Encoded],
     console: Console,
-) -> dict[str, list[Encoded]]:
-    """Call ``encode(split, pairs of the split, pair)`` for every pair that a run needs.
+    *,
+    least_slabs: int = 1,
+    begin: Callable[[Sequence[StoredStudy]], None] | None = None,
+) -> CoupleDraw[Encoded]:
+    """Encode every study that a run needs.
 
-    Returns:
-        ``train`` and ``validation``.
+    Args:
+        settings: Of the run.
+        data: Which studies.
+        store: Where they lie.
+        encode_pair: Called with the split, a pair, and what the names of its studies begin with.
+        encode_study: Called with the split, a real study, and its name.
+        console: Shows progress, and how many studies are left out.
+        least_slabs: Real studies of which fewer passed the gate are left out.
+        begin: Called with all studies to train on, before the first is encoded.
 
     Raises:
-        ConfigurationError: The store has fewer pairs than the settings ask for.
-        InputError: The store has none.
+        ConfigurationError: A store has fewer pairs than the settings ask for, or does not fit them.
+        InputError: A store has none.
     """
-    found: dict[str, list[StudyPair]] = {}
-    for name, split, limit in (
-        ("train", data.train, settings.train_pairs),
-        ("validation", data.validation, settings.validation_pairs),
-    ):
-        pairs = open_pairs(store, first_seed=split.first_seed, pairs=split.pairs, limit=limit)
-        if len(pairs) < limit:
-            raise ConfigurationError(
-                f"{store}: {len(pairs)} pairs from seed {split.first_seed} on, the settings ask "
-                f"for {limit}. Make the others, or ask for fewer."
+    opened = {split: _opened(settings, data, store, split) for split in TRAINED_ON}
+    if begin:
+        begin([study for source in opened["train"] for study in source.studies])
+
+    def encoded(split: str, source: Studies) -> EncodedStudies[Encoded]:
+        # Stores that lie beside each other have studies of the same names.
+        folder = source.studies[0].folder.parent
+        prefix = f"{folder.name}-" if data.source else ""
+        if source.paired:
+            pairs = [
+                encode_pair(split, pair, prefix)
+                for pair in track(source.pairs, "encode", console=console)
+            ]
+            positives, negatives = [p for p, _ in pairs], [n for _, n in pairs]
+            return EncodedStudies(source.share, positives, negatives, twins=True)
+        sides: dict[bool, list[Encoded]] = {True: [], False: []}
+        enough = [s for s in source.studies if len(s.record.slab_planes) >= least_slabs]
+        if len(enough) < len(source.studies):
+            console.print(
+                f"{folder}: {len(source.studies) - len(enough)} of {len(source.studies)} studies "
+                f"are left out: fewer than {least_slabs} of their slabs passed the gate"
             )
-        found[name] = pairs
-    return {
-        name: [encode(name, pairs, pair) for pair in track(pairs, "encode", console=console)]
-        for name, pairs in found.items()
-    }
+        for study in track(enough, "encode", console=console):
+            name = f"{prefix}{study.folder.name}"
+            sides[study.record.positive].append(encode_study(split, study, name))
+        return EncodedStudies(source.share, sides[True], sides[False], twins=False)
+
+    for split in TRAINED_ON:
+        _refuse_one_class(opened[split], store, split)
+    train, held = ([encoded(split, source) for source in opened[split]] for split in TRAINED_ON)
+    count = settings.train_pairs if data.source else len(train[0].positives)
+    return CoupleDraw(count, train, [study for source in held for study in source.studies])
+
+
+def _refuse_one_class(sources: Sequence[Studies], store: Path, split: str) -> None:
+    """Refuse to train or validate on positive or on negative studies only.
+
+    Raises:
+        ConfigurationError: There is one class only.
+    """
+    classes = {study.record.positive for source in sources for study in source.studies}
+    if classes != {True, False}:
+        raise ConfigurationError(
+            f"{store}: the sources have {'positive' if True in classes else 'negative'} studies "
+            f"only to {split} on: name a source that has the others"
+        )
+
+
+def _opened(
+    settings: StudySettings, data: DataSettings, store: Path, split: Split
+) -> list[Studies]:
+    """Sources of one split, with all pairs that the settings ask for.
+
+    Raises:
+        ConfigurationError: See `encode_sources`.
+        InputError: See `encode_sources`.
+    """
+    training = split == "train"
+    limit: int | None = settings.train_pairs if training else settings.validation_pairs
+    if data.source if training else data.unpaired:
+        limit = None
+    only = settings.annotated_only and training
+    found = open_sources(data, store, split, pairs=limit, annotated_only=only)
+    if not data.source and limit and len(found[0].pairs) < limit:
+        raise ConfigurationError(
+            f"{store}: {len(found[0].pairs)} pairs from seed {getattr(data, split).first_seed} on, "
+            f"the settings ask for {limit}. Make the others, or ask for fewer."
+        )
+    return found
 
 
 def window_start(

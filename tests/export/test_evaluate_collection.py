@@ -15,7 +15,8 @@ from export import evaluate_collection as command
 from export.datasets.collections.base import Found, Fractions, unfollowed
 from export.datasets.collections.index import Index, split_studies, write_index
 from export.datasets.collections.registry import open_collection
-from export.evaluate_collection import CollectionCase, PlaneCase, measures, near_share, summary
+from export.evaluate_collection import CollectionCase, PlaneCase, measures, summary
+from export.training.validation import near_share
 from pe_infer import Detector
 
 

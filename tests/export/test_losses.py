@@ -72,6 +72,20 @@ def test_dense_loss_is_the_focal_loss_over_weighted_cells(target: Tensor) -> Non
     torch.testing.assert_close(got.total, total)
 
 
+def test_a_positive_slab_without_a_mask_is_classified_only(target: Tensor) -> None:
+    maps = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    weight = torch.ones_like(target)
+    both = terms(maps, [1, 1], target, weight)
+    weight[1] = 0.0
+    one = terms(maps, [1, 1], target, weight)
+    alone = terms(maps[:1], [1], target[:1], weight[:1])
+    assert float(one.cross_entropy) == pytest.approx(float(both.cross_entropy))
+    assert float(one.dice) == pytest.approx(float(alone.dice))
+    assert float(one.focal) < float(both.focal)
+    nothing = terms(maps, [1, 1], target, torch.zeros_like(weight))
+    assert (float(nothing.dice), float(nothing.focal)) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(("distance_px", "hit"), [(0, True), (13, True), (14, False)])
 def test_a_hit_is_within_10_mm_of_the_clot(distance_px: int, hit: bool) -> None:
     attention = np.zeros((4, 4), np.float32)
@@ -94,10 +108,11 @@ class Darkness(SlabClassifier):
 
 
 def test_validation_of_a_perfect_network(store: Path, data_settings: DataSettings) -> None:
-    positives = index_slabs(open_pairs(store, first_seed=0, pairs=3), 5).positives
-    chosen = choose_slabs(positives, per_pair=2)
-    assert [ref.pair.seed for ref in chosen] == [0, 0, 1, 1, 2, 2]
-    assert len({(ref.pair.seed, ref.middle) for ref in chosen}) == 6
+    index = index_slabs(open_pairs(store, first_seed=0, pairs=3), 5)
+    chosen = choose_slabs(index.positives, [], 2)
+    assert [ref.study.record.seed for ref, _ in chosen] == [0, 0, 1, 1, 2, 2]
+    assert len({(ref.study.folder, ref.middle) for ref, _ in chosen}) == 6
+    assert all(other == ref.twin for ref, other in chosen)
     scores = score_slabs(Darkness(5, 0.0625), chosen, data_settings.grid)
     assert (scores.slabs, scores.auc, scores.peak_auc) == (6, 1.0, 1.0)
     blind = SlabClassifier(5, 0.0625)

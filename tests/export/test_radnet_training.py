@@ -259,7 +259,8 @@ def test_a_clean_slice_beside_blood_is_unsure(store: Path, tmp_path: Path) -> No
 
 def test_variants_change_all_slices_of_a_pair_alike(task: StudyTask) -> None:
     assert isinstance(task, RadnetStudies)
-    for positive, negative in task.train:
+    source = task.studies.train[0]
+    for positive, negative in zip(source.positives, source.negatives, strict=True):
         assert len(positive.features) == len(negative.features) == STAGE2.variants
         assert (positive.features[0] != positive.features[1]).any()
         clean = [0, 1, 2, *range(8, PLANES - 2)]  # planes 4 to 8 show blood, the first is gated

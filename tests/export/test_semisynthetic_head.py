@@ -117,8 +117,8 @@ def test_a_pair_differs_in_blood_only_and_keeps_the_noise(heads: RealHeads) -> N
         before, after = hu_of(clean.slices), hu_of(bleeding.slices)
         assert bleeding.positive
         assert not clean.positive
-        assert not clean.mask.any()
-        blood = bleeding.mask
+        assert not clean.lesion_mask.any()
+        blood = bleeding.lesion_mask
         assert blood.sum() > 30
         far = np.abs(after - before) > 5
         assert far.sum() < 5 * blood.sum()
@@ -128,23 +128,23 @@ def test_a_pair_differs_in_blood_only_and_keeps_the_noise(heads: RealHeads) -> N
         steps = np.diff(after, axis=2)[core[:, :, 1:] & core[:, :, :-1]]
         deviation = float(np.median(np.abs(steps))) / 0.6745
         assert deviation == pytest.approx(NOISE_HU * np.sqrt(2), rel=0.4)
-        assert {b.kind for b in bleeding.hemorrhages} <= set(SHAPES)
-        assert all(b.volume_ml > 0.3 for b in bleeding.hemorrhages)
+        assert {b.kind for b in bleeding.lesions} <= set(SHAPES)
+        assert all(b.volume_mm3 > 300 for b in bleeding.lesions)
 
 
 def test_all_kinds_come_and_the_same_seed_gives_the_same_study(heads: RealHeads) -> None:
-    kinds = {b.kind for seed in range(16) for b in heads.pair(seed)[1].hemorrhages}
+    kinds = {b.kind for seed in range(16) for b in heads.pair(seed)[1].lesions}
     assert kinds == set(SHAPES)
     one, other = (heads.pair(3)[1] for _ in range(2))
     np.testing.assert_array_equal(hu_of(one.slices), hu_of(other.slices))
-    assert one.hemorrhages == other.hemorrhages
+    assert one.lesions == other.lesions
 
 
 def test_the_centre_of_a_bleed_is_a_voxel_of_it(heads: RealHeads) -> None:
     _, bleeding = heads.pair(1)
-    bleed = bleeding.hemorrhages[0]
+    bleed = bleeding.lesions[0]
     nearest = []
-    for image, plane in zip(bleeding.slices, bleeding.mask, strict=True):
+    for image, plane in zip(bleeding.slices, bleeding.lesion_mask, strict=True):
         g = image.geometry
         rows, cols = np.nonzero(plane)
         if len(rows):
@@ -189,6 +189,6 @@ def test_blood_in_the_real_head_is_plausible(shared_data: Path) -> None:
     for seed in (2, 8):
         clean, bleeding = heads.pair(seed)
         changed = np.abs(hu_of(bleeding.slices) - hu_of(clean.slices)) > 10
-        assert bleeding.mask.sum() > 500
-        assert changed.sum() < 4 * bleeding.mask.sum()
-        assert 40 < hu_of(bleeding.slices)[bleeding.mask].mean() < 80
+        assert bleeding.lesion_mask.sum() > 500
+        assert changed.sum() < 4 * bleeding.lesion_mask.sum()
+        assert 40 < hu_of(bleeding.slices)[bleeding.lesion_mask].mean() < 80

@@ -63,9 +63,11 @@ def test_features_are_nearly_what_stage_1_makes(
     pair = open_pairs(store, first_seed=0, pairs=3)[0]
     model = load_stage1(stage1_checkpoint, data_settings)
     encoder = Encoder(model, data_settings.grid)
-    for positive, study in ((0, pair.positive), (1, pair.negative)):
+    source = features.studies.train[0]
+    pairs = ((source.positives[0], pair.positive), (source.negatives[0], pair.negative))
+    for found, study in pairs:
         exact = encoder(study, study.record.slab_planes)
-        stored = features.cache.decoded(features.train[0][positive].codes)
+        stored = features.cache.decoded(found.codes)
         largest = 255 * features.cache.scale[:, None, None]
         assert float((exact > largest).float().mean()) < 0.01
         # Half a step, and what bfloat16 does in batches of other sizes.
@@ -89,9 +91,9 @@ def test_features_of_another_stage_1_are_refused(
     features: FeatureSets, data_settings: DataSettings, stage1_checkpoint: Path, store: Path
 ) -> None:
     encoder = Encoder(load_stage1(stage1_checkpoint, data_settings), data_settings.grid)
-    pairs = open_pairs(store, first_seed=0, pairs=3)
+    studies = [pair.positive for pair in open_pairs(store, first_seed=0, pairs=3)]
     with pytest.raises(ConfigurationError, match="another stage 1"):
-        open_cache(features.cache.folder, encoder, pairs, stage1_sha256="b" * 64)
+        open_cache(features.cache.folder, encoder, studies, stage1_sha256="b" * 64)
 
 
 def test_bundle_needs_both_stages(checkpoints: list[Path], stage1_checkpoint: Path) -> None:
@@ -130,7 +132,7 @@ def test_fewer_pairs_than_asked_for_are_refused(
 
 
 def test_a_window_of_a_positive_study_holds_an_embolus(features: FeatureSets) -> None:
-    study = features.train[0][0]
+    study = features.studies.train[0].positives[0]
     assert study.clot_slabs
     rng = np.random.default_rng(0)
     firsts = {window_start(study.slabs, 3, study.clot_slabs, rng) for _ in range(50)}

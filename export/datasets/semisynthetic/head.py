@@ -6,20 +6,19 @@ average, which is the scan's own noise. Shapes are averaged over the thickness o
 blurred in plane. Nothing is pushed aside: there is no mass effect. All numbers are [ours].
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from export.datasets.semisynthetic.painted import PaintedStudy, hu_of, with_hu
 from export.datasets.semisynthetic.regions import Regions, find_regions
 from export.datasets.semisynthetic.variation import varied
 from pe_infer.geometry import Slice
-from pe_infer.phantom.truth import as_slices
 
 Volume: TypeAlias = NDArray[np.float32]
 Point: TypeAlias = tuple[float, float, float]
@@ -65,68 +64,15 @@ class PaintedBleed:
         return 1000 * self.volume_ml
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PaintedHead:
-    """A real head with or without painted blood: a `pe_infer.phantom.SyntheticStudy`.
-
-    Attributes:
-        seed: Of the pair.
-        positive: Whether blood was painted.
-        slices: The images, in the order of the scan's.
-        mask: (slices, rows, cols) of the blood.
-        hemorrhages: None, or what was painted, largest first.
-        variation: What both studies of the pair were changed by.
-        source: Collection and licence of the scan.
-    """
-
-    seed: int
-    positive: bool
-    slices: tuple[Slice, ...]
-    mask: NDArray[np.bool_]
-    hemorrhages: tuple[PaintedBleed, ...]
-    variation: dict[str, float]
-    source: str
-
-    def mask_slices(self) -> tuple[Slice, ...]:
-        """The blood on the lattice of the images: 1000 within it, 0 elsewhere."""
-        return as_slices(self.mask, self.slices)
-
-    @property
-    def lesions(self) -> tuple[PaintedBleed, ...]:
-        """The hemorrhages, largest first."""
-        return self.hemorrhages
-
-    @property
-    def lesion_mask(self) -> NDArray[np.bool_]:
-        """(slices, rows, cols) bool: voxels of blood."""
-        return self.mask
-
-    @property
-    def parameters(self) -> dict[str, float | bool | str]:
-        """What both studies of the pair were changed by."""
-        return dict(self.variation)
-
-    def truth(self) -> dict[str, Any]:
-        """Where it comes from, hemorrhages and variation, as values that JSON can hold."""
-        return {
-            "seed": self.seed,
-            "positive": self.positive,
-            "semi-synthetic": self.source,
-            "hemorrhages": [dataclasses.asdict(bleed) for bleed in self.hemorrhages],
-            "parameters": self.parameters,
-        }
-
-    def masks(self) -> dict[str, NDArray[Any]]:
-        """``hemorrhage``: (slices, rows, cols) bool."""
-        return {"hemorrhage": self.mask}
-
-
 class RealHeads:
-    """Pairs made of one real head: an `pe_infer.phantom.Pairs`.
+    """Pairs made of one real head: see ``export.datasets.semisynthetic.painted.RealPairs``.
 
     Every pair has its own blood, grid phase and size of the patient. All pairs are of one patient:
     what is measured on them says nothing about others.
     """
+
+    anatomy = "head"
+    lesion_name = "hemorrhages"
 
     def __init__(self, slices: Sequence[Slice], source: str) -> None:
         """Find the regions that blood may lie in.
@@ -140,7 +86,7 @@ class RealHeads:
         """
         self._slices = tuple(sorted(slices, key=lambda image: image.position_um))
         self._source = source
-        self._hu = np.stack([_hu_of(image) for image in self._slices])
+        self._hu = np.stack([hu_of(image) for image in self._slices])
         self._regions, self._box = find_regions(self._hu, self._slices).cropped()
         self._average = _average_within(self._hu[self._box], self._regions)
 
@@ -155,7 +101,7 @@ class RealHeads:
         digest.update(self._hu.tobytes())
         return digest.hexdigest()
 
-    def pair(self, seed: int) -> tuple[PaintedHead, PaintedHead]:
+    def pair(self, seed: int) -> tuple[PaintedStudy, PaintedStudy]:
         """Without blood, and with."""
         rng = np.random.default_rng((VERSION, seed))
         scale, shift_mm = float(rng.uniform(*SCALE)), float(rng.uniform(*SHIFT_MM))
@@ -173,27 +119,29 @@ class RealHeads:
         while not bleeds:  # too little of it lay inside the brain
             bleed = self._bleed("intraparenchymal", rng, painted, shares, base)
             bleeds += [] if bleed is None else [bleed]
-        variation = {"scale": scale, "shift_mm": shift_mm}
+        variation: dict[str, float | bool | str] = {"scale": scale, "shift_mm": shift_mm}
         mask = np.zeros(self._hu.shape, np.bool_)
         mask[self._box] = shares >= MASK_SHARE
         hu = self._hu.copy()
         hu[self._box] = painted
         with_blood = tuple(
-            _with_hu(image, plane, before)
+            with_hu(image, plane, before)
             for image, plane, before in zip(base, hu, self._hu, strict=True)
         )
-        clean = PaintedHead(
+        clean = PaintedStudy(
             seed=seed,
             positive=False,
             slices=base,
-            mask=np.zeros_like(mask),
-            hemorrhages=(),
-            variation=variation,
+            lesion_mask=np.zeros_like(mask),
+            lesions=(),
+            parameters=variation,
             source=self._source,
+            name="hemorrhage",
+            lesion_name=self.lesion_name,
         )
         bleeds.sort(key=lambda bleed: -bleed.volume_ml)
         bleeding = replace(
-            clean, positive=True, slices=with_blood, mask=mask, hemorrhages=tuple(bleeds)
+            clean, positive=True, slices=with_blood, lesion_mask=mask, lesions=tuple(bleeds)
         )
         return clean, bleeding
 
@@ -367,11 +315,6 @@ SHAPES: Final[dict[str, Shape]] = {
 }
 
 
-def _hu_of(image: Slice) -> Volume:
-    stored = image.host_pixels.astype(np.float32)
-    return np.asarray(stored * image.rescale_slope + image.rescale_intercept, np.float32)
-
-
 def _average_within(hu: Volume, regions: Regions) -> Volume:
     """Average around every voxel, in plane, of voxels inside the skull only."""
     sigma = (0.0, AVERAGE_MM / regions.row_mm, AVERAGE_MM / regions.col_mm)
@@ -379,11 +322,3 @@ def _average_within(hu: Volume, regions: Regions) -> Volume:
     weight = ndimage.gaussian_filter(inside, sigma)
     total = ndimage.gaussian_filter(np.where(regions.cavity, hu, 0.0).astype(np.float32), sigma)
     return np.asarray(np.where(weight > 0.05, total / np.maximum(weight, 0.05), hu), np.float32)
-
-
-def _with_hu(image: Slice, hu: Volume, before: Volume) -> Slice:
-    """The slice with other values where they changed."""
-    kind = np.iinfo(image.host_pixels.dtype)
-    stored = np.rint((hu - image.rescale_intercept) / image.rescale_slope)
-    pixels = np.where(hu == before, image.host_pixels, np.clip(stored, kind.min, kind.max))
-    return replace(image, pixels=np.ascontiguousarray(pixels.astype(image.host_pixels.dtype)))
