@@ -115,6 +115,8 @@ def main(
         settings = load_settings(config, DataSettings)
         made = open_phantom(settings.phantom, phantom)
         seeds = list(getattr(settings, split).seeds)[:pairs]
+        if not seeds:
+            raise ConfigurationError(f"{config}: names no synthetic studies of the split {split!r}")
         grid = settings.grid.to_grid()
         with ProcessPoolExecutor(workers) as pool:
             jobs = [pool.submit(store_pair, out, seed, grid, made) for seed in seeds]
