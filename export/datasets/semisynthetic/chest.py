@@ -32,10 +32,10 @@ KINDS: Final = {"occlusive": 0.4, "central": 0.3, "eccentric": 0.3}
 TISSUE_HU: Final = 40.0  # around a vessel with nothing but vessels around it
 LEAST_CONTRAST_HU: Final = 90.0  # between lumen and clot
 LEAST_MM3: Final = 20.0
-LARGEST_MM3: Final = 120.0  # of the largest one, at least: it has to show in some slab
+LEAST_MM2: Final = 12.0  # that the first one fills of some slice: a positive study has to show it
 MASK_SHARE: Final = 0.5  # of a voxel that an embolus makes a voxel of the mask
 MARGIN_PX: Final = 6  # around an embolus, for what lies around its vessel
-ATTEMPTS: Final = 60
+ATTEMPTS: Final = 200
 RADII_MM: Final = (1.0, 1.6, 2.4, 3.4, 5.0, 8.0)  # vessels of all sizes get emboli
 SIZE_WEIGHTS: Final = (0.15, 0.6, 1.0, 1.0, 1.0, 1.0, 0.3)
 LOBAR_MM, SEGMENTAL_MM = 4.0, 2.0  # least radii of lobar and segmental vessels
@@ -214,11 +214,11 @@ def insert_emboli(
     wanted = int(rng.integers(EMBOLI[0], EMBOLI[1] + 1))
     for _ in range(ATTEMPTS):
         seed = places[int(rng.choice(len(places), p=weights))]
-        embolus = _painted(vessels, seed, spacing_mm, pitch_mm, shares, drop, rng)
+        least = 0.0 if emboli else LEAST_MM2
+        embolus = _painted(vessels, seed, spacing_mm, pitch_mm, shares, drop, rng, least_mm2=least)
         if embolus is not None:
             emboli.append(embolus)
-        largest = max((each.volume_mm3 for each, _ in emboli), default=0.0)
-        if len(emboli) >= wanted and largest >= LARGEST_MM3:
+        if len(emboli) == wanted:
             break
     if not emboli:
         raise InputError(
@@ -236,6 +236,8 @@ def _painted(
     shares: Volume,
     drop: Volume,
     rng: np.random.Generator,
+    *,
+    least_mm2: float,
 ) -> tuple[PaintedEmbolus, tuple[int, int, int]] | None:
     """Paint one embolus at a voxel of a vessel; ``None``, and nothing changed, if it does not fit.
 
@@ -247,6 +249,7 @@ def _painted(
         shares: (planes, rows, cols) of voxels that emboli fill so far; changed.
         drop: (planes, rows, cols) what they take away in HU so far; changed.
         rng: Source of all randomness.
+        least_mm2: Area of its mask in the slice that shows most of it.
     """
     step = np.array([pitch_mm, spacing_mm, spacing_mm])
     radius = float(vessels.radius_mm[tuple(seed)])
@@ -277,7 +280,8 @@ def _painted(
     voxel_mm3 = float(step.prod())
     kept = filled & (share >= MASK_SHARE)
     volume = float(share[own | wall].sum()) * voxel_mm3
-    if volume < LEAST_MM3 or not kept.any():
+    area_mm2 = float(kept.sum(axis=(1, 2)).max()) * spacing_mm**2
+    if volume < LEAST_MM3 or not kept.any() or area_mm2 < least_mm2:
         return None
     shares[box] += share.astype(np.float32)
     drop[box] += (share * (lumen - clot_hu)).astype(np.float32)
