@@ -118,11 +118,8 @@ def _outside(plane: Volume) -> Mask:
     """Air around the patient: what reaches the rim of a plane, other than lung that a crop cut."""
     labels, _ = ndimage.label(plane < OUTSIDE_BELOW_HU)
     rim = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    rim = rim[rim > 0]
-    if not len(rim):
-        return np.zeros(plane.shape, np.bool_)
-    middles = np.array([np.median(plane[labels == each]) for each in rim])
-    return np.isin(labels, rim[middles < AIR_HU])
+    air = [n for n in rim.tolist() if n and float(np.median(plane[labels == n])) < AIR_HU]
+    return np.isin(labels, air)
 
 
 def _hull_depth_px(lung: Mask) -> Volume:
