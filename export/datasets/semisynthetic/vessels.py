@@ -127,7 +127,7 @@ def _hull_depth_px(lung: Mask) -> Volume:
     rows, cols = np.indices(lung.shape[1:], dtype=np.float32)
     depth = np.full(lung.shape, np.inf, np.float32)
     for angle in np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS:
-        along = np.float32(np.cos(angle)) * cols + np.float32(np.sin(angle)) * rows
+        along: Volume = np.asarray(np.cos(angle) * cols + np.sin(angle) * rows, np.float32)
         for plane, air in zip(depth, lung, strict=True):
             reach = along[air].max() if air.any() else -np.inf
             np.minimum(plane, reach - along, out=plane)
