@@ -66,11 +66,13 @@ def slab_labels(
     found = [slab_label(pixels, middle, planes_per_slab, min_pixels) for middle in middles]
     if plane_labels is None:
         return found
-    labels, half = np.asarray(plane_labels), planes_per_slab // 2
+    labels, reach = np.asarray(plane_labels), max(planes_per_slab // 2, 1)
     for index, middle in enumerate(middles):
         if pixels[middle] < 0 and labels[middle] == 1:
             found[index] = "positive"
-        elif found[index] == "negative" and labels[middle - half : middle + half + 1].any():
+        elif (
+            found[index] == "negative" and labels[max(middle - reach, 0) : middle + reach + 1].any()
+        ):
             found[index] = "dropped"
     return found
 
