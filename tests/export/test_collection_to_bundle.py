@@ -125,7 +125,9 @@ def test_every_command_takes_what_the_one_before_made(system: str, tmp_path: Pat
     config = tmp_path / "stage2.toml"
     run(stage2.main, "--config", config, *given, "--stage1", checkpoint, "--run", runs / "2")
     out = tmp_path / "bundle"
-    described = CONFIGS / {"shi": "pe-bundle.toml", "radnet": "ich-bundle.toml"}[system]
+    described = tmp_path / "bundle.toml"
+    text = (CONFIGS / {"shi": "pe-bundle.toml", "radnet": "ich-bundle.toml"}[system]).read_text()
+    described.write_text(text.partition("[[checks]]")[0])  # what is made up passes no checks
     run(bundle.main, checkpoint, runs / "2" / "checkpoint.pt", "--out", out, "--config", described)
 
     manifest = Bundle.load(out).manifest

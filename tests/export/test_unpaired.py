@@ -104,8 +104,8 @@ def test_labels_of_planes_count_where_there_is_no_mask() -> None:
     labels = [0, 0, UNLABELLED, 1, UNLABELLED, 0, 0, 0, 0]
     found = slab_labels(pixels, labels, range(9), 1, 12)
     assert found == [
-        *("negative", "negative", "dropped", "positive", "dropped"),
-        *["negative"] * 4,
+        *("negative", "dropped", "dropped", "positive", "dropped", "dropped"),
+        *["negative"] * 3,
     ]
     assert slab_labels(pixels, labels, [2, 3, 6, 7], 5, 12) == [
         *("dropped", "positive", "dropped", "negative")
