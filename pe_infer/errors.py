@@ -11,9 +11,10 @@
     ├── ScopeError                   4   the study is not what the bundle is for
     ├── BundleError                  5   a bundle is damaged, foreign or inconsistent
     ├── EngineError                  6   an inference runtime failed or is absent
-    └── StreamError                  7   a stream was used in a state that forbids it
-        ├── StreamTimeoutError           (also a TimeoutError)
-        └── StreamCancelledError
+    ├── StreamError                  7   a stream was used in a state that forbids it
+    │   ├── StreamTimeoutError           (also a TimeoutError)
+    │   └── StreamCancelledError
+    └── NodeError                    8   the DICOM node cannot keep or send what it has to
 
 The number is the exit code of the command line. Each error carries a stable ``code`` for programs;
 its message names the file, the value, what was expected and the remedy, and never holds patient
@@ -75,6 +76,10 @@ class Code(StrEnum):
     STREAM_CLOSED = "stream.closed"
     STREAM_TIMEOUT = "stream.timeout"
     STREAM_CANCELLED = "stream.cancelled"
+    # node
+    NODE_STATE = "node.state"  # its folder or its ledger cannot be used
+    NODE_NETWORK = "node.network"  # a port or a certificate cannot be used
+    NODE_FULL = "node.full"  # a limit is reached; what was offered was not taken
 
 
 class PeInferError(Exception):
@@ -181,3 +186,13 @@ class StreamCancelledError(StreamError):
     def __init__(self, message: str) -> None:
         """Store the message."""
         super().__init__(message, code=Code.STREAM_CANCELLED)
+
+
+class NodeError(PeInferError):
+    """The DICOM node cannot keep or send what it has to."""
+
+    exit_code: ClassVar[int] = 8
+
+    def __init__(self, message: str, *, code: Code = Code.NODE_STATE) -> None:
+        """Store the message and the reason."""
+        super().__init__(message, code=code)

@@ -18,8 +18,8 @@ from pe_infer.errors import ConfigurationError, PeInferError
 
 _EXIT_CODES: Final = (
     "Exit status: 0 a result; 1 internal error; 2 usage or settings; 3 input cannot be used; "
-    "4 study out of the bundle's scope; 5 bundle; 6 engine; 7 stream; 10 the study was not "
-    "processed; 130 interrupted."
+    "4 study out of the bundle's scope; 5 bundle; 6 engine; 7 stream; 8 node; 10 the study was "
+    "not processed; 130 interrupted."
 )
 
 app = typer.Typer(

@@ -44,6 +44,9 @@ OWNERS = {
     "openjpeg": "dicom",
     "jpeg_ls": "dicom",
     "pynetdicom": "node",
+    "pydantic_settings": "node",
+    "prometheus_client": "node",
+    "structlog": "node",
     "openvino": "engines/openvino.py",
     "onnxruntime": "engines/onnxruntime.py",
     "onnx": "onnx_vendor.py",
@@ -57,7 +60,17 @@ OWNERS = {
 }
 NEVER = {"torch", "tests", "export", "benchmarks", "monai"}
 
-LATE = {"onnx", "tensorrt", "tensorrt_rtx", "cupy", "pycuda"}  # not installed by default
+LATE = {
+    "onnx",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cupy",
+    "pycuda",
+    "pynetdicom",
+    "pydantic_settings",
+    "prometheus_client",
+    "structlog",
+}  # not installed by default
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,99 @@
+"""Files that are whole and there after a power failure: write, fsync, rename, fsync the folder."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pe_infer.errors import Code, NodeError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that only this user may read; its name is on disk.
+
+    Raises:
+        NodeError: It cannot be made.
+    """
+    with translated(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(path.parent)
+
+
+def write_file(path: Path, content: bytes, *, scratch: Path) -> None:
+    """Write a file so that, whatever happens, it is there as a whole or not at all.
+
+    Args:
+        path: Its place; one that is there is replaced.
+        content: What to write.
+        scratch: Folder of the same file system for the file while it is not whole.
+
+    Raises:
+        NodeError: It cannot be written (``node.full`` where the disk has no room).
+    """
+    part = scratch / f"{uuid.uuid4().hex}.part"
+    try:
+        with translated(path):
+            with part.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+            sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], *, scratch: Path) -> None:
+    """Make a folder of files so that it is there as a whole or not at all.
+
+    Args:
+        folder: Its place; it does not exist.
+        fill: Writes the files into the folder that it is given.
+        scratch: Folder of the same file system for the files while they are not all there.
+
+    Raises:
+        NodeError: It cannot be written (``node.full`` where the disk has no room).
+    """
+    part = scratch / f"{uuid.uuid4().hex}.part"
+    try:
+        with translated(folder):
+            part.mkdir(mode=0o700)
+            fill(part)
+            for path in part.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(part)
+            part.rename(folder)
+            sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise what goes wrong with files as `NodeError`."""
+    try:
+        yield
+    except OSError as exc:
+        full = exc.errno in _FULL
+        raise NodeError(
+            f"{path}: cannot be written: {exc.strerror}. "
+            + ("Free some space." if full else "Check the disk and who may write there."),
+            code=Code.NODE_FULL if full else Code.NODE_STATE,
+        ) from exc

@@ -1,0 +1,449 @@
+"""What the node has taken, concluded and still has to deliver: one SQLite database.
+
+Every method is one transaction, on disk when it returns (write-ahead log, ``synchronous = FULL``).
+Other processes may read and write at the same time (``pe-infer node``).
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pe_infer.errors import NodeError
+from pe_infer.node.entries import (
+    Delivery,
+    DeliveryState,
+    Instance,
+    NewInstance,
+    Parcel,
+    ParcelKind,
+    SeriesEntry,
+    SeriesState,
+    Verdict,
+)
+
+SCHEMA_VERSION: Final = 1
+BUSY_S: Final = 30.0  # how long another process may hold the database
+
+_SCHEMA: Final = """
+CREATE TABLE series (
+  id INTEGER PRIMARY KEY,
+  study_instance_uid TEXT NOT NULL,
+  series_instance_uid TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('receiving', 'concluded', 'ignored')),
+  bundle TEXT,
+  reason TEXT,
+  version INTEGER NOT NULL,
+  expected INTEGER,
+  first_at REAL NOT NULL,
+  last_at REAL NOT NULL,
+  UNIQUE (study_instance_uid, series_instance_uid)
+) STRICT;
+CREATE TABLE instances (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  series_id INTEGER NOT NULL REFERENCES series ON DELETE CASCADE,
+  sop_instance_uid TEXT NOT NULL,
+  sop_class_uid TEXT NOT NULL,
+  transfer_syntax_uid TEXT NOT NULL,
+  sha256 TEXT NOT NULL,
+  bytes INTEGER NOT NULL,
+  file TEXT NOT NULL UNIQUE,
+  calling_ae_title TEXT NOT NULL,
+  received_at REAL NOT NULL,
+  UNIQUE (series_id, sop_instance_uid, sha256)
+) STRICT;
+CREATE TABLE parcels (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  series_id INTEGER NOT NULL REFERENCES series ON DELETE CASCADE,
+  kind TEXT NOT NULL CHECK (kind IN ('alert', 'withdrawal', 'result')),
+  version INTEGER NOT NULL,
+  verdict TEXT CHECK (verdict IN ('positive', 'negative', 'not_processed')),
+  folder TEXT NOT NULL UNIQUE,
+  made_at REAL NOT NULL,
+  UNIQUE (series_id, kind, version)
+) STRICT;
+CREATE TABLE deliveries (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  parcel_id INTEGER NOT NULL REFERENCES parcels ON DELETE CASCADE,
+  destination TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'stored', 'done', 'refused')),
+  attempts INTEGER NOT NULL,
+  due_at REAL NOT NULL,
+  error TEXT,
+  transaction_uid TEXT,
+  UNIQUE (parcel_id, destination)
+) STRICT;
+CREATE INDEX deliveries_due ON deliveries (destination, state, due_at);
+CREATE INDEX series_state ON series (state);
+"""
+_SELECT_SERIES: Final = (
+    "SELECT series.*, (SELECT count(*) FROM instances WHERE series_id = series.id) AS instances "
+    "FROM series"
+)
+_SELECT_DELIVERIES: Final = (
+    "SELECT deliveries.*, series_id, kind, version, verdict, folder, made_at "
+    "FROM deliveries JOIN parcels ON parcels.id = parcel_id"
+)
+
+Run = Callable[..., sqlite3.Cursor]  # ``execute`` within a transaction
+
+
+class Ledger:
+    """The node's database. Thread-safe; close it when done."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the database.
+
+        Args:
+            path: The file; its folder exists and is private.
+
+        Raises:
+            NodeError: It cannot be opened, is no ledger, or is one of another version.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        with self._translated("open"):
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            self._connection.row_factory = sqlite3.Row
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                self._connection.execute(f"PRAGMA {pragma}")
+        with self._transaction("open") as run:
+            (version,) = run("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    run(statement)
+                run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if version not in {0, SCHEMA_VERSION}:
+            self._connection.close()
+            raise NodeError(
+                f"{path}: ledger of version {version}, this program writes version "
+                f"{SCHEMA_VERSION}: use the program that made it, or another state_dir"
+            )
+
+    def __enter__(self) -> Self:
+        """Return the ledger."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._connection.close()
+
+    # Slices.
+
+    def add(self, new: NewInstance) -> Instance | None:
+        """Enter a slice. A concluded series is being received again from here on.
+
+        Returns:
+            The entry; ``None`` if the ledger has this very instance already.
+        """
+        now = time.time()
+        with self._transaction("enter a slice") as run:
+            uids = (new.study_instance_uid, new.series_instance_uid)
+            run(
+                "INSERT INTO series (study_instance_uid, series_instance_uid, state, version, "
+                "first_at, last_at) VALUES (?, ?, 'receiving', 0, ?, ?) ON CONFLICT DO NOTHING",
+                (*uids, now, now),
+            )
+            (series_id,) = run(
+                "SELECT id FROM series WHERE study_instance_uid = ? AND series_instance_uid = ?",
+                uids,
+            ).fetchone()
+            added = run(
+                "INSERT INTO instances (series_id, sop_instance_uid, sop_class_uid, "
+                "transfer_syntax_uid, sha256, bytes, file, calling_ae_title, received_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (series_id, sop_instance_uid, sha256) DO NOTHING RETURNING id",
+                (
+                    series_id,
+                    new.sop_instance_uid,
+                    new.sop_class_uid,
+                    new.transfer_syntax_uid,
+                    new.sha256,
+                    new.bytes,
+                    new.file,
+                    new.calling_ae_title,
+                    now,
+                ),
+            ).fetchone()
+            if added is None:
+                return None
+            run(
+                "UPDATE series SET last_at = ?, expected = coalesce(?, expected), "
+                "state = iif(state = 'concluded', 'receiving', state) WHERE id = ?",
+                (now, new.expected, series_id),
+            )
+        return Instance(
+            id=added["id"],
+            series_id=series_id,
+            sop_instance_uid=new.sop_instance_uid,
+            file=new.file,
+        )
+
+    def instances(self, series_id: int, *, after: int = 0) -> list[Instance]:
+        """The slices of a series in order of arrival, those after an entry of that number."""
+        with self._transaction("list slices") as run:
+            rows = run(
+                "SELECT id, series_id, sop_instance_uid, file FROM instances "
+                "WHERE series_id = ? AND id > ? ORDER BY id",
+                (series_id, after),
+            ).fetchall()
+        return [Instance(**row) for row in rows]
+
+    def knows_file(self, file: str) -> bool:
+        """Whether a file of the inbox is entered."""
+        with self._transaction("look for a file") as run:
+            return run("SELECT 1 FROM instances WHERE file = ?", (file,)).fetchone() is not None
+
+    # Series.
+
+    def series(self, *, state: SeriesState | None = None) -> list[SeriesEntry]:
+        """All series, or those of a state, in order of arrival."""
+        with self._transaction("list series") as run:
+            return self._series(run, "? IS NULL OR state = ?", (state, state))
+
+    def series_entry(self, series_id: int) -> SeriesEntry | None:
+        """One series."""
+        with self._transaction("read a series") as run:
+            return next(iter(self._series(run, "series.id = ?", (series_id,))), None)
+
+    def route(self, series_id: int, *, bundle: str | None, reason: str) -> None:
+        """Note which bundle is to judge a series; without one it is ignored from here on."""
+        state = "ignored" if bundle is None else "receiving"
+        with self._transaction("route a series") as run:
+            run(
+                "UPDATE series SET bundle = ?, reason = ?, state = ? WHERE id = ?",
+                (bundle, reason, state, series_id),
+            )
+
+    def reopen(self, series_id: int) -> None:
+        """Have a series routed and judged again, as a new version."""
+        with self._transaction("reopen a series") as run:
+            run(
+                "UPDATE series SET state = 'receiving', bundle = NULL, reason = NULL WHERE id = ?",
+                (series_id,),
+            )
+
+    def remove(self, series_id: int) -> None:
+        """Forget a series, its slices, parcels and deliveries. Their files are the caller's."""
+        with self._transaction("remove a series") as run:
+            run("DELETE FROM series WHERE id = ?", (series_id,))
+
+    # Parcels.
+
+    def conclude(
+        self,
+        series_id: int,
+        *,
+        version: int,
+        verdict: Verdict,
+        folder: str,
+        last_instance: int,
+        destinations: Sequence[str],
+        withdrawal: str | None = None,
+    ) -> Parcel:
+        """Enter a result and its deliveries, and end the series.
+
+        It stays open if a slice came after those that the result is made of.
+
+        Args:
+            series_id: Of the ledger.
+            version: Of the result.
+            verdict: What it says.
+            folder: Where its files are, below the outbox.
+            last_instance: Number of the newest slice that it is made of.
+            destinations: Who is to get it.
+            withdrawal: Folder of the withdrawal of the version's alert, if it is to be withdrawn:
+                delivered before the result.
+
+        Raises:
+            NodeError: The version is there already, or the database cannot be written.
+        """
+        with self._transaction("conclude a series") as run:
+            if withdrawal is not None:
+                self._send(run, series_id, "withdrawal", version, None, withdrawal, destinations)
+            parcel = self._send(run, series_id, "result", version, verdict, folder, destinations)
+            run(
+                "UPDATE series SET version = ?, state = iif(EXISTS (SELECT 1 FROM instances "
+                "WHERE series_id = series.id AND id > ?), 'receiving', 'concluded') WHERE id = ?",
+                (version, last_instance, series_id),
+            )
+        return parcel
+
+    def alert(
+        self, series_id: int, *, version: int, folder: str, destinations: Sequence[str]
+    ) -> Parcel:
+        """Enter a provisional alert and its deliveries."""
+        with self._transaction("enter an alert") as run:
+            return self._send(run, series_id, "alert", version, None, folder, destinations)
+
+    def parcels(self, series_id: int) -> list[Parcel]:
+        """What was made for a series, in order."""
+        with self._transaction("list parcels") as run:
+            rows = run(
+                "SELECT * FROM parcels WHERE series_id = ? ORDER BY id", (series_id,)
+            ).fetchall()
+        return [Parcel(**row) for row in rows]
+
+    # Deliveries.
+
+    def due(self, destination: str, *, now: float, limit: int = 100) -> list[Delivery]:
+        """Deliveries to a destination whose time has come, in the order they were entered.
+
+        ``"stored"`` ones are due when their commitment has not come in time.
+        """
+        with self._transaction("look for deliveries") as run:
+            return self._deliveries(
+                run,
+                "destination = ? AND deliveries.state IN ('waiting', 'stored') AND due_at <= ?",
+                (destination, now),
+                limit,
+            )
+
+    def next_due_at(self, destination: str) -> float | None:
+        """When the next delivery to a destination is due, seconds since 1970; ``None``: none."""
+        with self._transaction("look for deliveries") as run:
+            (at,) = run(
+                "SELECT min(due_at) FROM deliveries WHERE destination = ? "
+                "AND state IN ('waiting', 'stored')",
+                (destination,),
+            ).fetchone()
+        return None if at is None else float(at)
+
+    def deliveries(self, *, state: DeliveryState | None = None) -> list[Delivery]:
+        """All deliveries, or those of a state."""
+        with self._transaction("list deliveries") as run:
+            return self._deliveries(run, "? IS NULL OR deliveries.state = ?", (state, state), -1)
+
+    def delivery_of(self, transaction_uid: str) -> Delivery | None:
+        """The delivery for which this storage commitment was asked."""
+        with self._transaction("look for a commitment") as run:
+            found = self._deliveries(run, "transaction_uid = ?", (transaction_uid,), 1)
+        return next(iter(found), None)
+
+    def update_delivery(
+        self,
+        delivery_id: int,
+        *,
+        state: DeliveryState,
+        due_at: float = 0.0,
+        error: str | None = None,
+        transaction_uid: str | None = None,
+    ) -> None:
+        """Note what became of a try; it is counted."""
+        with self._transaction("note a delivery") as run:
+            run(
+                "UPDATE deliveries SET state = ?, due_at = ?, error = ?, transaction_uid = ?, "
+                "attempts = attempts + 1 WHERE id = ?",
+                (state, due_at, error, transaction_uid, delivery_id),
+            )
+
+    def send_again(self, series_id: int) -> int:
+        """Have all parcels of a series delivered again; returns how many deliveries that is."""
+        with self._transaction("send again") as run:
+            return run(
+                "UPDATE deliveries SET state = 'waiting', due_at = 0, error = NULL, "
+                "transaction_uid = NULL WHERE parcel_id IN "
+                "(SELECT id FROM parcels WHERE series_id = ?)",
+                (series_id,),
+            ).rowcount
+
+    # Inside a transaction.
+
+    @staticmethod
+    def _send(
+        run: Run,
+        series_id: int,
+        kind: ParcelKind,
+        version: int,
+        verdict: Verdict | None,
+        folder: str,
+        destinations: Sequence[str],
+    ) -> Parcel:
+        row = run(
+            "INSERT INTO parcels (series_id, kind, version, verdict, folder, made_at) "
+            "VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+            (series_id, kind, version, verdict, folder, time.time()),
+        ).fetchone()
+        for destination in destinations:
+            run(
+                "INSERT INTO deliveries (parcel_id, destination, state, attempts, due_at) "
+                "VALUES (?, ?, 'waiting', 0, 0)",
+                (row["id"], destination),
+            )
+        return Parcel(**row)
+
+    @staticmethod
+    def _series(run: Run, condition: str, values: tuple[object, ...]) -> list[SeriesEntry]:
+        rows = run(
+            f"{_SELECT_SERIES} WHERE {condition} ORDER BY id",
+            values,
+        ).fetchall()
+        return [SeriesEntry(**row) for row in rows]
+
+    @staticmethod
+    def _deliveries(
+        run: Run, condition: str, values: tuple[object, ...], limit: int
+    ) -> list[Delivery]:
+        rows = run(
+            f"{_SELECT_DELIVERIES} WHERE {condition} ORDER BY parcel_id, deliveries.id LIMIT ?",
+            (*values, limit),
+        ).fetchall()
+        return [_delivery(row) for row in rows]
+
+    @contextmanager
+    def _transaction(self, action: str) -> Iterator[Run]:
+        with self._lock, self._translated(action):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _translated(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise NodeError(
+                f"{self._path}: cannot {action}: {exc}. Check the disk, its space and who may "
+                "write there."
+            ) from exc
+
+
+def _delivery(row: sqlite3.Row) -> Delivery:
+    return Delivery(
+        id=row["id"],
+        parcel=Parcel(
+            id=row["parcel_id"],
+            series_id=row["series_id"],
+            kind=row["kind"],
+            version=row["version"],
+            verdict=row["verdict"],
+            folder=row["folder"],
+            made_at=row["made_at"],
+        ),
+        destination=row["destination"],
+        state=row["state"],
+        attempts=row["attempts"],
+        due_at=row["due_at"],
+        error=row["error"],
+        transaction_uid=row["transaction_uid"],
+    )

@@ -1,0 +1,236 @@
+"""What a node is told: a TOML file, environment variables, flags; every option in one place.
+
+``PE_INFER_NODE__LISTEN__PORT=11113`` and ``--listen.port 11113`` set what ``[listen] port`` sets.
+Flags go before the environment, the environment before the file.
+"""
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x21-\x5b\x5d-\x7e ]+$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+Seconds = Annotated[float, Field(gt=0)]
+Network = IPv4Network | IPv6Network
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Tls(_Section):
+    """Mutual TLS: both sides show a certificate of this authority."""
+
+    certificate: Path
+    """This node's certificate, PEM, with the chain."""
+    key: Path
+    """Its private key, PEM."""
+    authority: Path
+    """Certificates that vouch for the other side, PEM."""
+
+
+class Listen(_Section):
+    """Who may connect, and where."""
+
+    ae_title: AeTitle = "PE_INFER"
+    """This node's AE title; associations that call another one are rejected."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every interface."""
+    port: Port = 11112
+    """Port to listen on."""
+    allowed_ae_titles: tuple[AeTitle, ...] = ()
+    """Calling AE titles that are let in; empty: any."""
+    allowed_addresses: tuple[Network, ...] = ()
+    """Networks that are let in, such as 10.1.0.0/16; empty: any."""
+    associations: Annotated[int, Field(ge=1, le=256)] = 16
+    """At once; more are rejected."""
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
+    """Largest PDU that is received."""
+    idle_s: Seconds = 60.0
+    """A peer that says nothing for so long is cut off."""
+    tls: Tls | None = None
+    """Without it, connections are not encrypted."""
+
+
+class Limits(_Section):
+    """What is not taken: a sender is told 0xA700 (no resources) or 0xA900 (cannot take this)."""
+
+    object_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Largest object."""
+    rows: Annotated[int, Field(ge=1, le=65535)] = 2048
+    """Most rows of an image."""
+    columns: Annotated[int, Field(ge=1, le=65535)] = 2048
+    """Most columns of an image."""
+    frames: Annotated[int, Field(ge=1)] = 4096
+    """Most frames of an image."""
+    decoded_bytes: Annotated[int, Field(ge=1 << 20)] = 2 << 30
+    """Most bytes of an image's pixels once they are decoded."""
+    slices_per_series: Annotated[int, Field(ge=1)] = 10000
+    """Most instances of a series."""
+    waiting_slices: Annotated[int, Field(ge=1)] = 20000
+    """Most instances that are taken and not judged yet, of all series."""
+    open_studies: Annotated[int, Field(ge=1, le=256)] = 8
+    """Series in memory at once; others wait on disk."""
+    free_disk_bytes: Annotated[int, Field(ge=0)] = 2 << 30
+    """Nothing is taken while the disk has less than this left."""
+
+
+class Studies(_Section):
+    """When a series has ended, and how fast it is judged."""
+
+    quiet_s: Seconds = 10.0
+    """A series has ended when nothing came for so long and its number of slices is not known."""
+    threads: Annotated[int, Field(ge=1, le=32)] = 2
+    """Threads that decode and resample slices; a series is one thread's at a time."""
+
+
+class Engine(_Section):
+    """How bundles are run; see ``pe_infer.Detector``."""
+
+    name: str = "auto"
+    """auto, openvino, onnxruntime, tensorrt or tensorrt-rtx."""
+    precision: Literal["default", "float32"] = "default"
+    """float32: nothing is computed in less."""
+    threads: Annotated[int | None, Field(ge=1)] = None
+    """Of one inference; unset: one per core."""
+    operating_point: str | None = None
+    """One that every bundle has; unset: each bundle's default."""
+
+
+class Route(_Section):
+    """A rule: all that it names has to hold. Patterns are shell patterns, in any case."""
+
+    bundle: str
+    """Name or folder of the bundle; "ignore": keep the slices, judge nothing."""
+    modality: str | None = None
+    """Pattern for Modality."""
+    body_part: str | None = None
+    """Pattern for BodyPartExamined."""
+    protocol: str | None = None
+    """Pattern for ProtocolName."""
+    description: str | None = None
+    """Pattern for SeriesDescription or StudyDescription."""
+    calling_ae_title: str | None = None
+    """Pattern for the sender's AE title."""
+    max_thickness_mm: Annotated[float | None, Field(gt=0)] = None
+    """Largest SliceThickness."""
+
+
+class Routing(_Section):
+    """Which bundle judges a series. The first rule that holds decides."""
+
+    bundles: tuple[str, ...] = ()
+    """Bundles to choose from by what the headers say; empty: all that are shipped."""
+    otherwise: Literal["choose", "ignore"] = "choose"
+    """Where no rule holds: choose as ``pe-infer detect`` does (a series that asks for none, or does
+    not say, is ignored), or ignore."""
+    rules: tuple[Route, ...] = ()
+    """[[routing.rules]], first to last."""
+
+
+class Retry(_Section):
+    """How deliveries that fail are tried again; they are never dropped."""
+
+    first_s: Seconds = 5.0
+    """Wait after the first failure; twice as long after each further one."""
+    most_s: Seconds = 900.0
+    """Longest wait."""
+    timeout_s: Seconds = 30.0
+    """How long a destination may take to answer."""
+
+
+class DicomDestination(_Section):
+    """A C-STORE SCP, such as a PACS."""
+
+    kind: Literal["dicom"]
+    name: Name
+    """For logs and ``node status``; unique."""
+    host: str
+    port: Port
+    ae_title: AeTitle
+    tls: Tls | None = None
+    alerts: bool = True
+    """Whether provisional alerts go there too, as preliminary reports."""
+    commitment: bool = False
+    """Ask for storage commitment; a delivery is done when the destination has committed itself."""
+    commitment_s: Seconds = 300.0
+    """Ask again when no answer came for so long."""
+
+
+class FolderDestination(_Section):
+    """A folder that gets a folder for every alert and result."""
+
+    kind: Literal["folder"]
+    name: Name
+    path: Path
+
+
+class WebhookDestination(_Section):
+    """An URL that gets a POST of JSON for every alert, withdrawal and result."""
+
+    kind: Literal["webhook"]
+    name: Name
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    secret: SecretStr | None = None
+    """Key of the HMAC-SHA256 of the body in X-PE-Infer-Signature."""
+    attention_maps: bool = False
+    """Whether the JSON holds the attention maps, some 5 kB per slab."""
+
+
+Destination = Annotated[
+    DicomDestination | FolderDestination | WebhookDestination, Field(discriminator="kind")
+]
+
+
+class Operations(_Section):
+    """Logs, metrics, health."""
+
+    host: str = "127.0.0.1"
+    """Address of /metrics, /healthz and /readyz."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 11180
+    """Its port; 0: none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+
+
+class Retention(_Section):
+    """When slices and results go: of series that are concluded or ignored, and delivered."""
+
+    hours: Annotated[float | None, Field(ge=0)] = 72.0
+    """After the last slice; unset: never."""
+
+
+class NodeSettings(BaseSettings):
+    """Everything a node is told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        env_prefix="PE_INFER_NODE__",
+        env_nested_delimiter="__",
+    )
+
+    state_dir: Path
+    """Folder for slices, results and the ledger; private to the user that runs the node."""
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    studies: Studies = Studies()
+    engine: Engine = Engine()
+    routing: Routing = Routing()
+    retry: Retry = Retry()
+    destinations: tuple[Destination, ...] = ()
+    """[[destinations]], each with kind, name and what its kind needs."""
+    operations: Operations = Operations()
+    retention: Retention = Retention()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [destination.name for destination in self.destinations]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"destinations of one name: {twice}")
+        return self
