@@ -46,6 +46,7 @@ class Instance:
     series_id: int
     sop_instance_uid: str
     file: str
+    calling_ae_title: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,8 @@ class SeriesEntry:
         study_instance_uid: Its study.
         series_instance_uid: Its UID.
         state: ``"receiving"``: slices arrive, or are there and not judged yet; ``"concluded"``: its
-            latest result is in a parcel; ``"ignored"``: no bundle is to judge it.
+            latest result is in a parcel, or it holds no axial CT image and has none (version 0);
+            ``"ignored"``: no bundle is to judge it.
         bundle: Which one is to; ``None`` as long as nothing is decided.
         reason: Why that one, or why none.
         version: Of its latest result; 0 before the first.

@@ -69,6 +69,11 @@ class Inbox:
         """Where a slice is."""
         return self._files / instance.file
 
+    def named(self, text: str) -> str:
+        """A message with instances in place of the files that they are in."""
+        files = re.escape(f"{self._files}/")
+        return re.sub(rf"{files}[^/]+/[^/]+/([0-9.]+)-[0-9a-f]+\.dcm", r"instance \1", text)
+
     def keep(self, header: Header, content: bytes, *, calling_ae_title: str) -> Instance | None:
         """Take a slice. When this returns, it is on disk and in the ledger.
 

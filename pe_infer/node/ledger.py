@@ -84,6 +84,10 @@ _SELECT_SERIES: Final = (
     "SELECT series.*, (SELECT count(*) FROM instances WHERE series_id = series.id) AS instances "
     "FROM series"
 )
+_END_SERIES: Final = (  # unless a slice came after the one of that number
+    "UPDATE series SET state = iif(EXISTS (SELECT 1 FROM instances "
+    "WHERE series_id = series.id AND instances.id > ?), 'receiving', 'concluded')"
+)
 _SELECT_DELIVERIES: Final = (
     "SELECT deliveries.*, series_id, kind, version, verdict, folder, made_at "
     "FROM deliveries JOIN parcels ON parcels.id = parcel_id"
@@ -193,15 +197,18 @@ class Ledger:
             series_id=series_id,
             sop_instance_uid=new.sop_instance_uid,
             file=new.file,
+            calling_ae_title=new.calling_ae_title,
         )
 
-    def instances(self, series_id: int, *, after: int = 0) -> list[Instance]:
-        """The slices of a series in order of arrival, those after an entry of that number."""
+    def instances(
+        self, series_id: int, *, after: int = 0, limit: int | None = None
+    ) -> list[Instance]:
+        """The slices of a series in order of arrival, the first after an entry of that number."""
         with self._transaction("list slices") as run:
             rows = run(
-                "SELECT id, series_id, sop_instance_uid, file FROM instances "
-                "WHERE series_id = ? AND id > ? ORDER BY id",
-                (series_id, after),
+                "SELECT id, series_id, sop_instance_uid, file, calling_ae_title FROM instances "
+                "WHERE series_id = ? AND id > ? ORDER BY id LIMIT ?",
+                (series_id, after, -1 if limit is None else limit),
             ).fetchall()
         return [Instance(**row) for row in rows]
 
@@ -231,6 +238,14 @@ class Ledger:
                 (bundle, reason, state, series_id),
             )
 
+    def set_aside(self, series_id: int, *, reason: str, last_instance: int) -> None:
+        """End a series without a result: nothing in it says what it is.
+
+        It stays open if a slice came after ``last_instance``, and is received again when one does.
+        """
+        with self._transaction("set a series aside") as run:
+            run(f"{_END_SERIES}, reason = ? WHERE id = ?", (last_instance, reason, series_id))
+
     def reopen(self, series_id: int) -> None:
         """Have a series routed and judged again, as a new version."""
         with self._transaction("reopen a series") as run:
@@ -256,6 +271,7 @@ class Ledger:
         last_instance: int,
         destinations: Sequence[str],
         withdrawal: str | None = None,
+        alerted: Sequence[str] | None = None,
     ) -> Parcel:
         """Enter a result and its deliveries, and end the series.
 
@@ -270,19 +286,17 @@ class Ledger:
             destinations: Who is to get it.
             withdrawal: Folder of the withdrawal of the version's alert, if it is to be withdrawn:
                 delivered before the result.
+            alerted: Who is to get the withdrawal; ``None``: all ``destinations``.
 
         Raises:
             NodeError: The version is there already, or the database cannot be written.
         """
         with self._transaction("conclude a series") as run:
             if withdrawal is not None:
-                self._send(run, series_id, "withdrawal", version, None, withdrawal, destinations)
+                told = destinations if alerted is None else alerted
+                self._send(run, series_id, "withdrawal", version, None, withdrawal, told)
             parcel = self._send(run, series_id, "result", version, verdict, folder, destinations)
-            run(
-                "UPDATE series SET version = ?, state = iif(EXISTS (SELECT 1 FROM instances "
-                "WHERE series_id = series.id AND id > ?), 'receiving', 'concluded') WHERE id = ?",
-                (version, last_instance, series_id),
-            )
+            run(f"{_END_SERIES}, version = ? WHERE id = ?", (last_instance, version, series_id))
         return parcel
 
     def alert(
@@ -299,6 +313,11 @@ class Ledger:
                 "SELECT * FROM parcels WHERE series_id = ? ORDER BY id", (series_id,)
             ).fetchall()
         return [Parcel(**row) for row in rows]
+
+    def parcel_folders(self) -> set[str]:
+        """Folders of all parcels."""
+        with self._transaction("list parcels") as run:
+            return {row["folder"] for row in run("SELECT folder FROM parcels")}
 
     # Deliveries.
 

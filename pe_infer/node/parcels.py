@@ -1,15 +1,27 @@
 """What goes out, as folders: a JSON document and DICOM objects that belong together."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal, TypeAlias
 
+from pe_infer.bundle import Bundle
 from pe_infer.errors import NodeError
+from pe_infer.node.durable import make_private_folder, write_folder
+from pe_infer.node.objects import Alert, Outcome, ResultObject, Unjudged, WriteResults
+from pe_infer.result import NotProcessed, StudyResult
 
 DOCUMENT: Final = "document.json"
 _CONTENTS: Final = "contents.json"
+_ID_CHARACTERS: Final = 32
+_PROVISIONAL: Final = "provisional: slices still arrive; the result follows and may say otherwise"
+_WITHDRAWN: Final = "the provisional alert of this version is withdrawn; see its result"
+
+Event: TypeAlias = Literal["provisional_alert", "alert_withdrawn", "result"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +84,184 @@ def read_contents(folder: Path) -> Contents:
             f"{folder}: the parcel cannot be read: {exc!r}. Make it again: pe-infer node replay."
         ) from exc
     return Contents(document=folder / DOCUMENT, objects=objects)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a parcel is about.
+
+    Attributes:
+        series_id: Of the ledger.
+        study_instance_uid: Source study.
+        series_instance_uid: Source series.
+        version: Of the result, or of the one that is to come.
+        bundle: Who judges it.
+    """
+
+    series_id: int
+    study_instance_uid: str
+    series_instance_uid: str
+    version: int
+    bundle: Bundle
+
+    def unjudged(self, reason: NotProcessed) -> Unjudged:
+        """The outcome of a series that was refused."""
+        return Unjudged(reason=reason, **self._identity())
+
+    def alert(self, *, probability: float, position_mm: float, slices: int) -> Alert:
+        """A provisional alert."""
+        return Alert(
+            probability=probability, position_mm=position_mm, slices=slices, **self._identity()
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        manifest = self.bundle.manifest
+        return {
+            "finding": manifest.finding,
+            "study_instance_uid": self.study_instance_uid,
+            "series_instance_uid": self.series_instance_uid,
+            "bundle": manifest.name,
+            "bundle_version": manifest.version,
+            "bundle_hash": self.bundle.sha256,
+            "intended_use": manifest.intended_use,
+        }
+
+
+class Packer:
+    """Makes parcels: folders that are there as a whole or not at all. Thread-safe."""
+
+    def __init__(self, folder: Path, scratch: Path, write_results: WriteResults) -> None:
+        """Make the folders; what was half made by a process that has ended goes.
+
+        Args:
+            folder: Of the parcels.
+            scratch: On the same file system.
+            write_results: Makes DICOM objects.
+
+        Raises:
+            NodeError: The folders cannot be used.
+        """
+        self._folder = folder
+        self._scratch = scratch
+        self._write_results = write_results
+        make_private_folder(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+        make_private_folder(scratch)
+
+    def remove_others(self, known: Collection[str]) -> int:
+        """Delete parcels that were never entered in the ledger; returns how many."""
+        others = [path for path in self._folder.iterdir() if path.name not in known]
+        for path in others:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(others)
+
+    def pack(self, subject: Subject, outcome: Outcome, sources: Sequence[Path] | None) -> str:
+        """Make the parcel of an outcome.
+
+        Args:
+            subject: What it is about.
+            outcome: What is said.
+            sources: Files that it is made of; ``None``: the parcel gets no DICOM objects.
+
+        Returns:
+            The name of its folder.
+
+        Raises:
+            NodeError: The disk fails or is full.
+            PeInferError: The objects cannot be made.
+        """
+        if isinstance(outcome, StudyResult):
+            fields = {"result": outcome.to_json()}
+        elif isinstance(outcome, Alert):
+            fields = {"notice": json.dumps(_PROVISIONAL), "alert": json.dumps(_said(outcome))}
+        else:
+            fields = {"not_processed": outcome.reason.model_dump_json()}
+        event: Event = "provisional_alert" if isinstance(outcome, Alert) else "result"
+        return self._pack(subject, event, fields, outcome, sources)
+
+    def withdrawal(self, subject: Subject) -> str:
+        """Make the parcel that takes the version's alert back; it has no objects. As `pack`."""
+        fields = {"notice": json.dumps(_WITHDRAWN)}
+        return self._pack(subject, "alert_withdrawn", fields, None, None)
+
+    def _pack(
+        self,
+        subject: Subject,
+        event: Event,
+        fields: Mapping[str, str],
+        outcome: Outcome | None,
+        sources: Sequence[Path] | None,
+    ) -> str:
+        made_at = datetime.now(UTC)
+        supersedes = subject.version - 1 if event == "result" and subject.version > 1 else None
+
+        def fill(folder: Path) -> None:
+            objects: Sequence[ResultObject] = ()
+            if outcome is not None and sources is not None:
+                objects = self._write_results(
+                    outcome,
+                    sources,
+                    folder,
+                    version=subject.version,
+                    made_at=made_at,
+                    supersedes=supersedes,
+                )
+            head = _head(subject, event, made_at, supersedes)
+            write_contents(folder, _document(head, fields), [_stored(made) for made in objects])
+
+        name = f"{subject.series_id}-{subject.version}-{event}"
+        # Left by a conclusion that did not reach the ledger.
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+        write_folder(self._folder / name, fill, scratch=self._scratch)
+        return name
+
+
+def _head(
+    subject: Subject, event: Event, made_at: datetime, supersedes: int | None
+) -> dict[str, str | int | None]:
+    manifest = subject.bundle.manifest
+    identity = (
+        event,
+        subject.study_instance_uid,
+        subject.series_instance_uid,
+        subject.bundle.sha256,
+        str(subject.version),
+    )
+    return {
+        "event": event,
+        "event_id": hashlib.sha256("\0".join(identity).encode()).hexdigest()[:_ID_CHARACTERS],
+        "study_instance_uid": subject.study_instance_uid,
+        "series_instance_uid": subject.series_instance_uid,
+        "version": subject.version,
+        "supersedes": supersedes,
+        "bundle": manifest.name,
+        "bundle_version": manifest.version,
+        "made_at": made_at.isoformat(),
+    }
+
+
+def _document(head: Mapping[str, object], fields: Mapping[str, str]) -> str:
+    """One JSON object; the values of ``fields`` are JSON already."""
+    members = [
+        *(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()),
+        *(f"{json.dumps(name)}: {value}" for name, value in fields.items()),
+    ]
+    return f"{{{', '.join(members)}}}"
+
+
+def _said(alert: Alert) -> dict[str, float | int | bool]:
+    return {
+        "provisional": True,
+        "probability": alert.probability,
+        "position_mm": alert.position_mm,
+        "slices": alert.slices,
+    }
+
+
+def _stored(made: ResultObject) -> StoredObject:
+    return StoredObject(
+        path=made.path,
+        sop_class_uid=made.sop_class_uid,
+        sop_instance_uid=made.sop_instance_uid,
+        transfer_syntax_uid=made.transfer_syntax_uid,
+    )

@@ -1,0 +1,163 @@
+"""What a study has to say, into parcels and the ledger."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pe_infer.errors import Code, NodeError
+from pe_infer.node.entries import Verdict
+from pe_infer.node.ledger import Ledger
+from pe_infer.node.objects import Outcome, Unjudged
+from pe_infer.node.parcels import Packer, Subject
+from pe_infer.node.settings import NodeSettings
+from pe_infer.node.study import Study
+from pe_infer.node.watch import Watch
+from pe_infer.result import NotProcessed, StudyResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concluded:
+    """What a series has ended with.
+
+    Attributes:
+        bundle: Who judged it.
+        verdict: What was said.
+        code: Why nothing was, if so.
+        result_at: When the result was known, by the reporter's clock.
+    """
+
+    bundle: str
+    verdict: Verdict
+    code: str | None
+    result_at: float
+
+
+class Reporter:
+    """Makes parcels of studies and enters them. Thread-safe for different series."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        ledger: Ledger,
+        packer: Packer,
+        watch: Watch,
+        *,
+        on_parcel: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """Take what all reports share.
+
+        Args:
+            settings: Of the node.
+            ledger: Where parcels are entered.
+            packer: Makes them.
+            watch: Logs and metrics.
+            on_parcel: Called when one was entered.
+            clock: Seconds.
+        """
+        self._ledger = ledger
+        self._packer = packer
+        self._watch = watch
+        self._on_parcel = on_parcel
+        self._clock = clock
+        self._destinations = [to.name for to in settings.destinations]
+        self._alerted = [to.name for to in settings.destinations if to.kind != "dicom" or to.alerts]
+
+    def alert(self, study: Study) -> None:
+        """Send the alert that a study asks for, if its version has had none.
+
+        One that cannot be made is logged, and tried again if the disk is at fault: it never
+        endangers the result.
+        """
+        update, subject = study.alert, study.subject
+        if update is None or subject is None or study.alerted or study.refusal is not None:
+            return
+        alert = subject.alert(
+            probability=update.probability or 0.0,
+            position_mm=update.position_mm,
+            slices=study.slices,
+        )
+        try:
+            folder = self._packed(study, subject, alert)
+            self._ledger.alert(
+                study.entry.id,
+                version=study.version,
+                folder=folder,
+                destinations=self._alerted,
+            )
+        except NodeError as exc:
+            study.log("alert_delayed", code=exc.code)
+            return
+        study.alerted = True
+        self._count_alert(subject, "raised")
+        study.log("alert", bundle=subject.bundle.manifest.name, slices=study.slices)
+        self._on_parcel()
+
+    def conclude(self, study: Study) -> Concluded | None:
+        """End a study: make its result and enter it.
+
+        Returns:
+            What it says; ``None`` if no slice says which bundle the series is for: there is no
+            result.
+
+        Raises:
+            StoppedError: The node stops.
+            NodeError: The disk or the ledger fails; call again.
+            EngineError: The engine has failed.
+        """
+        if (subject := study.subject) is None:
+            self._set_aside(study)
+            return None
+        outcome = study.outcome(subject)
+        result_at = self._clock()
+        verdict, code = _verdict(outcome)
+        withdrawn = study.alerted and verdict != "positive"
+        self._ledger.conclude(
+            study.entry.id,
+            version=study.version,
+            verdict=verdict,
+            folder=self._packed(study, subject, outcome),
+            last_instance=study.after,
+            destinations=self._destinations,
+            withdrawal=self._packer.withdrawal(subject) if withdrawn else None,
+            alerted=self._alerted,
+        )
+        bundle = subject.bundle.manifest.name
+        self._watch.results.labels(bundle=bundle, verdict=verdict).inc()
+        if study.alerted:
+            self._count_alert(subject, "withdrawn" if withdrawn else "confirmed")
+        self._on_parcel()
+        return Concluded(bundle=bundle, verdict=verdict, code=code, result_at=result_at)
+
+    def _set_aside(self, study: Study) -> None:
+        refusal = study.refusal
+        if refusal is None:
+            refusal = NotProcessed(code=Code.NO_CT_SERIES, message="it holds no axial CT image")
+        self._ledger.set_aside(
+            study.entry.id,
+            reason=f"{refusal.code}: {refusal.message}",
+            last_instance=study.after,
+        )
+        study.log("set_aside", code=refusal.code)
+
+    def _packed(self, study: Study, subject: Subject, outcome: Outcome) -> str:
+        """Make a parcel; without objects if what says no verdict cannot have any."""
+        try:
+            return self._packer.pack(subject, outcome, study.sources())
+        except NodeError:
+            raise
+        except Exception as exc:
+            if isinstance(outcome, StudyResult):
+                raise  # the series is then refused, and that is said
+            study.log("objects_failed", error=type(exc).__name__)
+            return self._packer.pack(subject, outcome, None)
+
+    def _count_alert(self, subject: Subject, outcome: str) -> None:
+        self._watch.alerts.labels(bundle=subject.bundle.manifest.name, outcome=outcome).inc()
+
+
+def _verdict(outcome: StudyResult | Unjudged) -> tuple[Verdict, str | None]:
+    if isinstance(outcome, Unjudged):
+        return "not_processed", outcome.reason.code
+    if outcome.positive is None:
+        return "not_processed", outcome.not_processed.code if outcome.not_processed else None
+    return "positive" if outcome.positive else "negative", None
