@@ -224,6 +224,15 @@ class Bench:
             lambda: all(entry.state != "receiving" for entry in self.series()), what="the last end"
         )
 
+    def settle(self) -> None:
+        """Let time pass until no series is in progress."""
+
+        def settled() -> bool:
+            self.clock.now += 1
+            return all(entry.state != "receiving" for entry in self.series())
+
+        until(settled, what="the last end")
+
     def document(self, parcel: Parcel) -> dict[str, Any]:
         text = (self.parcels_folder / parcel.folder / DOCUMENT).read_text()
         document: dict[str, Any] = json.loads(text)

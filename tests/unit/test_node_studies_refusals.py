@@ -253,7 +253,7 @@ def test_a_bug_in_the_reading_of_a_slice_is_tried_again_and_said(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = make_files(tmp_path)
-    monkeypatch.setattr("pe_infer.dicom.convert", lambda path: 1 / 0)
+    monkeypatch.setattr("pe_infer.dicom.convert", lambda _path: 1 / 0)
     bench.send(*files)
     assert only_refusal(bench)[0] == "engine.failed"
 
