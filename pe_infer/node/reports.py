@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from pe_infer.errors import Code, NodeError
 from pe_infer.node.entries import Verdict
@@ -12,6 +13,8 @@ from pe_infer.node.settings import NodeSettings
 from pe_infer.node.study import Study
 from pe_infer.node.watch import Watch
 from pe_infer.result import NotProcessed, StudyResult
+
+ALERT_AGAIN_S: Final = 1.0  # after the disk or the ledger has failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,8 @@ class Reporter:
         update, subject = study.alert, study.subject
         if update is None or subject is None or study.alerted or study.refusal is not None:
             return
+        if self._clock() < study.alert_due_at:
+            return
         alert = subject.alert(
             probability=update.probability or 0.0,
             position_mm=update.position_mm,
@@ -86,6 +91,7 @@ class Reporter:
             )
         except NodeError as exc:
             study.log("alert_delayed", code=exc.code)
+            study.alert_due_at = self._clock() + ALERT_AGAIN_S
             return
         study.alerted = True
         self._count_alert(subject, "raised")

@@ -1,5 +1,6 @@
 """One series on its way to one version of its result: slices in, an outcome at the end."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -99,6 +100,7 @@ class Study:
         self.alerted = alerted
         self.after = 0  # number of the newest slice that was taken
         self.alert: Update | None = None  # the first that asked for one
+        self.alert_due_at = -math.inf  # when to try to send it
         self.ended = False  # whether its outcome was asked for: it takes no slices any more
         self._setup = setup
         self._decision = self._decided_before()
