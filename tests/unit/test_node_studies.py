@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from node_bench import EVERY_4_MM, Bench, make_files, until
+from phantoms import coarse_phantom
 from toy_bundles import make
 
 from pe_infer import Detector, StudyResult
+from pe_infer.dicom import write_series
 from pe_infer.node.objects import Unjudged
 from pe_infer.result import Flag
 from pe_infer.stream import Stream
@@ -371,3 +373,19 @@ def test_a_series_for_no_bundle_is_ignored_and_holds_nothing_up(
     assert judged.state == "concluded"
     until(lambda: bench.waiting() == 0)
     assert not isinstance(outcome(bench), Unjudged)
+
+
+def test_a_shipped_bundle_judges_a_phantom_as_detect_does(tmp_path: Path) -> None:
+    files = write_series(
+        coarse_phantom("chest").generate(7, positive=True).slices, tmp_path / "phantom"
+    )
+    with (
+        Detector("pe", cache_dir=None) as shipped,
+        Bench(tmp_path / "state", {"pe": shipped}, routing={}) as bench,
+    ):
+        expected = shipped.detect(files)
+        bench.studies.start()
+        bench.send(*files[::-1], expected=len(files))
+        bench.until_results(1)
+        assert outcome(bench).positive == expected.positive
+        assert outcome(bench).probability == pytest.approx(expected.probability, abs=1e-4)
