@@ -74,7 +74,8 @@ def until(condition: Callable[[], Any], *, what: str = "it") -> None:
 class FakeObjects:
     """Writes a file for every outcome, whose UID depends on what it is about."""
 
-    written: list[tuple[Outcome, list[str], int, int | None]] = field(default_factory=list)
+    written: list[tuple[Outcome, list[str]]] = field(default_factory=list)
+    follows: list[tuple[int, int | None, int | None]] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
 
     def __call__(
@@ -86,6 +87,7 @@ class FakeObjects:
         version: int = 1,
         made_at: datetime,
         supersedes: int | None = None,
+        after_alert: int | None = None,
     ) -> Sequence[StoredObject]:
         assert made_at.tzinfo is not None
         if self.failures:
@@ -96,7 +98,8 @@ class FakeObjects:
         digest = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:16], 16)
         path = folder / "report.dcm"
         path.write_bytes(b"object")
-        self.written.append((outcome, [path.name for path in sources], version, supersedes))
+        self.written.append((outcome, [path.name for path in sources]))
+        self.follows.append((version, supersedes, after_alert))
         return [
             StoredObject(
                 path=path,

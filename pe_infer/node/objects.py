@@ -2,10 +2,10 @@
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 from pe_infer.result import Finding, NotProcessed, StudyResult
 
@@ -68,10 +68,22 @@ class WriteResults(Protocol):
         version: int = 1,
         made_at: datetime,
         supersedes: int | None = None,
+        after_alert: int | None = None,
     ) -> Sequence[ResultObject]:
         """Write them; see ``pe_infer.dicom.results``."""
 
 
 def result_writer() -> WriteResults:
     """What the node writes objects with; imports highdicom."""
-    return cast("WriteResults", importlib.import_module("pe_infer.dicom.results").write_results)
+    results = importlib.import_module("pe_infer.dicom.results")
+
+    def write(
+        outcome: Outcome, sources: Sequence[Path], folder: Path, **how: Any
+    ) -> Sequence[ResultObject]:
+        if not isinstance(outcome, StudyResult):
+            values = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+            outcome = getattr(results, type(outcome).__name__)(**values)
+        written: Sequence[ResultObject] = results.write_results(outcome, sources, folder, **how)
+        return written
+
+    return write

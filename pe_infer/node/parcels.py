@@ -155,13 +155,21 @@ class Packer:
             shutil.rmtree(path, ignore_errors=True)
         return len(others)
 
-    def pack(self, subject: Subject, outcome: Outcome, sources: Sequence[Path] | None) -> str:
+    def pack(
+        self,
+        subject: Subject,
+        outcome: Outcome,
+        sources: Sequence[Path] | None,
+        *,
+        alerted: bool = False,
+    ) -> str:
         """Make the parcel of an outcome.
 
         Args:
             subject: What it is about.
             outcome: What is said.
             sources: Files that it is made of; ``None``: the parcel gets no DICOM objects.
+            alerted: Whether an alert of this version went out.
 
         Returns:
             The name of its folder.
@@ -177,20 +185,22 @@ class Packer:
         else:
             fields = {"not_processed": outcome.reason.model_dump_json()}
         event: Event = "provisional_alert" if isinstance(outcome, Alert) else "result"
-        return self._pack(subject, event, fields, outcome, sources)
+        return self._pack(subject, event, fields, outcome, sources, alerted=alerted)
 
     def withdrawal(self, subject: Subject) -> str:
         """Make the parcel that takes the version's alert back; it has no objects. As `pack`."""
         fields = {"notice": json.dumps(_WITHDRAWN)}
-        return self._pack(subject, "alert_withdrawn", fields, None, None)
+        return self._pack(subject, "alert_withdrawn", fields)
 
     def _pack(
         self,
         subject: Subject,
         event: Event,
         fields: Mapping[str, str],
-        outcome: Outcome | None,
-        sources: Sequence[Path] | None,
+        outcome: Outcome | None = None,
+        sources: Sequence[Path] | None = None,
+        *,
+        alerted: bool = False,
     ) -> str:
         made_at = datetime.now(UTC)
         supersedes = subject.version - 1 if event == "result" and subject.version > 1 else None
@@ -204,16 +214,35 @@ class Packer:
                     folder,
                     version=subject.version,
                     made_at=made_at,
-                    supersedes=supersedes,
+                    supersedes=self._earlier(subject, "result", supersedes),
+                    after_alert=self._earlier(
+                        subject, "provisional_alert", subject.version if alerted else None
+                    ),
                 )
             head = _head(subject, event, made_at, supersedes)
             write_contents(folder, _document(head, fields), [_stored(made) for made in objects])
 
-        name = f"{subject.series_id}-{subject.version}-{event}"
+        name = _name(subject, event, subject.version)
         # Left by a conclusion that did not reach the ledger.
         shutil.rmtree(self._folder / name, ignore_errors=True)
         write_folder(self._folder / name, fill, scratch=self._scratch)
         return name
+
+    def _earlier(self, subject: Subject, event: Event, version: int | None) -> int | None:
+        """The version, if this bundle has made objects for it that new ones may point to."""
+        if version is None:
+            return None
+        try:
+            contents = read_contents(self._folder / _name(subject, event, version))
+            document = json.loads(contents.document.read_text(encoding="utf-8"))
+        except (NodeError, OSError, ValueError):
+            return None
+        same = document.get("bundle_hash") == subject.bundle.sha256
+        return version if contents.objects and same else None
+
+
+def _name(subject: Subject, event: Event, version: int) -> str:
+    return f"{subject.series_id}-{version}-{event}"
 
 
 def _head(
@@ -236,6 +265,7 @@ def _head(
         "supersedes": supersedes,
         "bundle": manifest.name,
         "bundle_version": manifest.version,
+        "bundle_hash": subject.bundle.sha256,
         "made_at": made_at.isoformat(),
     }
 

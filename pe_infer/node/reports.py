@@ -148,7 +148,7 @@ class Reporter:
     def _packed(self, study: Study, subject: Subject, outcome: Outcome) -> str:
         """Make a parcel; without objects if what says no verdict cannot have any."""
         try:
-            return self._packer.pack(subject, outcome, study.sources())
+            return self._packer.pack(subject, outcome, study.sources(), alerted=study.alerted)
         except NodeError:
             raise
         except Exception as exc:

@@ -1,6 +1,7 @@
 """Parcels: whole or not there, the same each time, without patient data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_a_refusal_says_why_and_what_it_is_about(
         "supersedes": 2,
         "bundle": "toy",
         "bundle_version": "0.1.0",
+        "bundle_hash": toy.sha256,
         "not_processed": {"code": "series.gap", "message": "slices are missing"},
     }
 
@@ -101,6 +103,17 @@ def test_events_have_identities_of_their_own_that_stay_the_same(
     first = identities()
     assert len(set(first)) == 4
     assert identities() == first
+
+
+def test_objects_point_only_to_those_that_the_same_bundle_has_made(
+    packer: Packer, toy: Bundle, tmp_path: Path, objects: FakeObjects
+) -> None:
+    other = replace(subject(toy, 3), bundle=Bundle.load(make(tmp_path / "other", min_slabs=2)))
+    packer.pack(subject(toy, 1), subject(toy, 1).unjudged(REASON), None)  # has no objects
+    packer.pack(subject(toy, 2), subject(toy, 2).unjudged(REASON), [])
+    packer.pack(other, other.unjudged(REASON), [])
+    packer.pack(subject(toy, 3), subject(toy, 3).unjudged(REASON), [], alerted=True)
+    assert objects.follows == [(2, None, None), (3, None, None), (3, 2, None)]
 
 
 def test_a_parcel_that_was_not_entered_is_made_anew(
