@@ -69,11 +69,6 @@ class Inbox:
         """Where a slice is."""
         return self._files / instance.file
 
-    def named(self, text: str) -> str:
-        """A message with instances in place of the files that they are in."""
-        files = re.escape(f"{self._files}/")
-        return re.sub(rf"{files}[^/]+/[^/]+/([0-9.]+)-[0-9a-f]+\.dcm", r"instance \1", text)
-
     def keep(self, header: Header, content: bytes, *, calling_ae_title: str) -> Instance | None:
         """Take a slice. When this returns, it is on disk and in the ledger.
 
@@ -156,3 +151,8 @@ def checked_uid(uid: str, keyword: str) -> str:
         f"{keyword} is no UID of at most {_MAX_UID} digits and dots; the sender has to mend it",
         code=Code.INVALID_ATTRIBUTE,
     )
+
+
+def without_files(message: str) -> str:
+    """A message with instances in place of the files of an inbox that it names."""
+    return re.sub(r"\S*/[0-9.]+/[0-9.]+/([0-9.]+)-[0-9a-f]{16}\.dcm", r"instance \1", message)

@@ -20,7 +20,7 @@ from pe_infer.errors import (
 from pe_infer.geometry import SeriesInfo
 from pe_infer.node.capacity import Slots
 from pe_infer.node.entries import Instance, SeriesEntry
-from pe_infer.node.inbox import Inbox
+from pe_infer.node.inbox import Inbox, without_files
 from pe_infer.node.ledger import Ledger
 from pe_infer.node.objects import Unjudged
 from pe_infer.node.parcels import Subject
@@ -334,6 +334,6 @@ class Study:
                 continue
 
     def _refuse(self, error: PeInferError) -> None:
-        self.refusal = NotProcessed(code=error.code, message=self._setup.inbox.named(str(error)))
+        self.refusal = NotProcessed(code=error.code, message=without_files(str(error)))
         self.log("refused", code=error.code)
         self.close()

@@ -1,6 +1,7 @@
 """What cannot be judged: skipped, refused and said so, or set aside; nothing disturbs another."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,7 +278,7 @@ def test_a_series_that_is_purged_while_it_is_open_is_forgotten(
     until(lambda: bench.waiting() == 0)
     (entry,) = bench.series()
     bench.ledger.remove(entry.id)
-    bench.inbox.remove(entry.study_instance_uid, entry.series_instance_uid)
+    shutil.rmtree(tmp_path / "state" / "slices")
     bench.quiet()
     until(lambda: bench.watch.registry.get_sample_value("pe_infer_node_open_studies") == 0)
     bench.send(*make_files(tmp_path, number=2))
