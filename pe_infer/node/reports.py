@@ -154,7 +154,7 @@ class Reporter:
         except Exception as exc:
             if isinstance(outcome, StudyResult):
                 raise  # the series is then refused, and that is said
-            study.log("objects_failed", error=type(exc).__name__)
+            self._watch.failed("objects_failed", exc, series_id=study.entry.id)
             return self._packer.pack(subject, outcome, None)
 
     def _count_alert(self, subject: Subject, outcome: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pe_infer.detector import Detector
-from pe_infer.errors import Code, NodeError, PeInferError
+from pe_infer.errors import Code, NodeError
 from pe_infer.node.agenda import Agenda
 from pe_infer.node.capacity import Backlog, Slots
 from pe_infer.node.entries import Instance
@@ -99,7 +99,7 @@ class Studies:
         self._failures: dict[int, int] = {}
         self._waits: dict[int, float] = {}
         self._threads = [
-            threading.Thread(target=self._run, name=f"studies {number}")
+            threading.Thread(target=self._run, name=f"pe_infer studies {number}")
             for number in range(1, settings.studies.threads + 1)
         ]
 
@@ -270,17 +270,7 @@ class Studies:
     def _after_failure(self, series_id: int, exc: Exception) -> float | None:
         failures = self._failures.get(series_id, 0) + 1
         self._failures[series_id] = failures
-        trace = exc.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        self._watch.log.error(
-            "study_failed",
-            series_id=series_id,
-            error=type(exc).__name__,
-            code=exc.code if isinstance(exc, PeInferError) else None,
-            place=f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace else None,
-            failures=failures,
-        )
+        self._watch.failed("study_failed", exc, series_id=series_id, failures=failures)
         self._drop(series_id)
         if failures <= _TRIES:
             return self._clock()
