@@ -156,8 +156,8 @@ class Studies:
         while not self._stopping.is_set():
             try:
                 self._poll()
-            except NodeError as exc:
-                self._watch.log.warning("poll_failed", code=exc.code)
+            except Exception as exc:  # noqa: BLE001  the thread has to live
+                self._watch.failed("poll_failed", exc)
             if (series_id := self._agenda.take(self._poll_s)) is not None:
                 self._agenda.give_back(series_id, self._guarded_turn(series_id))
 
@@ -178,12 +178,11 @@ class Studies:
         except StoppedError:
             return math.inf
         except NodeError as exc:
-            wait = self._waits.get(series_id, _FIRST_WAIT_S)
-            self._waits[series_id] = min(2 * wait, _LONGEST_WAIT_S)
+            wait_s = self._longer_wait(series_id)
             self._watch.log.warning(
-                "study_delayed", series_id=series_id, code=exc.code, wait_s=wait
+                "study_delayed", series_id=series_id, code=exc.code, wait_s=wait_s
             )
-            return self._clock() + wait
+            return self._clock() + wait_s
         except Exception as exc:  # noqa: BLE001  one series must not take the others with it
             return self._after_failure(series_id, exc)
         self._waits.pop(series_id, None)
@@ -274,7 +273,13 @@ class Studies:
         self._drop(series_id)
         if failures <= _TRIES:
             return self._clock()
-        return self._clock() + min(_FIRST_WAIT_S * 2.0 ** (failures - _TRIES), _LONGEST_WAIT_S)
+        return self._clock() + self._longer_wait(series_id)
+
+    def _longer_wait(self, series_id: int) -> float:
+        """Seconds until the next try: twice as long each time."""
+        wait_s = self._waits.get(series_id, _FIRST_WAIT_S)
+        self._waits[series_id] = min(2 * wait_s, _LONGEST_WAIT_S)
+        return wait_s
 
     def _drop(self, series_id: int) -> None:
         """Let go of a study; the next turn begins anew."""

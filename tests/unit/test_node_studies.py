@@ -376,6 +376,7 @@ def test_a_series_for_no_bundle_is_ignored_and_holds_nothing_up(
     assert not isinstance(outcome(bench), Unjudged)
 
 
+@pytest.mark.slow
 def test_a_shipped_bundle_judges_a_phantom_as_detect_does(tmp_path: Path) -> None:
     files = write_series(
         coarse_phantom("chest").generate(7, positive=True).slices[20:36], tmp_path / "phantom"

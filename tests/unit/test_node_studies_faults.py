@@ -207,6 +207,29 @@ def test_a_disk_that_is_full_delays_a_result(
     assert bench.studies.healthy
 
 
+def test_a_series_that_cannot_even_be_refused_waits_longer_each_time(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits(times: int) -> None:
+        def failed() -> bool:
+            bench.clock.now += 60
+            return bench.log.getvalue().count('"study_failed"') >= times
+
+        until(failed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Packer, "pack", lambda *_, **__: 1 / 0)
+        patch.setattr(Packer, "withdrawal", lambda *_, **__: 1 / 0)
+        bench.studies.start()
+        files = make_files(tmp_path)
+        bench.send(*files, expected=len(files))
+        waits(12)
+        assert max(bench.studies._waits.values()) == 60
+    bench.settle()
+    assert bench.results()[-1].verdict == "not_processed"
+    assert bench.studies.healthy
+
+
 def test_objects_that_cannot_be_made_make_the_series_not_processed(
     bench: Bench, tmp_path: Path
 ) -> None:
