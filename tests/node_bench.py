@@ -36,7 +36,7 @@ SERIES = SeriesInfo(
     protocol_name="PE",
 )
 EVERY_4_MM = list(range(0, 56_000, 4000))
-DEADLINE_S = 60.0
+DEADLINE_S = 300.0
 WITHIN_S = 0.005
 
 
