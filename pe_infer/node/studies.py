@@ -185,7 +185,8 @@ class Studies:
             return self._clock() + wait_s
         except Exception as exc:  # noqa: BLE001  one series must not take the others with it
             return self._after_failure(series_id, exc)
-        self._waits.pop(series_id, None)
+        if series_id not in self._failures:
+            self._waits.pop(series_id, None)
         return at
 
     def _turn(self, series_id: int) -> float | None:
@@ -198,9 +199,7 @@ class Studies:
                 iter(self._ledger.instances(series_id, after=study.after, limit=1)), None
             )
             if instance is None:
-                study.look()
-                self._reporter.alert(study)
-                return self._ended(study)
+                return self._caught_up(study)
             if study.ended:  # it came before the result could be entered
                 self._drop(series_id)
                 break
@@ -238,8 +237,8 @@ class Studies:
         self._studies[series_id] = study
         return study
 
-    def _ended(self, study: Study) -> float | None:
-        """Conclude a series that has ended; when to look at it again."""
+    def _caught_up(self, study: Study) -> float | None:
+        """Conclude a series if it has ended; when to look at it again."""
         series_id = study.entry.id
         entry = self._ledger.series_entry(series_id)
         if entry is None:  # purged
@@ -249,6 +248,8 @@ class Studies:
         quiet_at = newest_at + self._quiet_s
         now = self._clock()
         if now < quiet_at and not study.complete(entry.expected):
+            study.look()
+            self._reporter.alert(study)
             return min(quiet_at, now + _LOOK_S) if study.alerts else quiet_at
         concluded = self._reporter.conclude(study)
         if concluded is not None:

@@ -110,6 +110,7 @@ class Study:
         self._skipped: set[int] = set()
         self._uids: set[str] = set()
         self._passed = 0
+        self._result: StudyResult | None = None
 
     @property
     def version(self) -> int:
@@ -195,9 +196,11 @@ class Study:
         self.ended = True
         if self.refusal is None:
             try:
-                return self._result()
+                self._result = self._result or self._finished()
             except (InputError, ScopeError) as exc:
                 self._refuse(exc)
+            else:
+                return self._result
         assert self.refusal is not None  # noqa: S101  as _refuse has left it
         return subject.unjudged(self.refusal)
 
@@ -313,25 +316,29 @@ class Study:
 
     # The end.
 
-    def _result(self) -> StudyResult:
+    def _finished(self) -> StudyResult:
         stream = self._stream
         if stream is None:
             raise InputError("no axial CT image is left in the series", code=Code.NO_CT_SERIES)
-        if self._skipped:
-            count = len(self._skipped)
-            skipped = QualityFlag(
-                flag=Flag.FILES_SKIPPED,
-                message=f"files were skipped: {count} of the series but no axial CT image",
-                values={"other_kind": count},
-            )
-            stream.push_slices((), [skipped])
-        while True:
-            if self._setup.stopping():
-                raise StoppedError
+        flags = self._skipped_flags()
+        while not self._setup.stopping():
             try:
+                if flags:
+                    stream.push_slices((), flags, timeout=FINISH_S)
+                    flags = []
                 return stream.finish(timeout=FINISH_S)
             except StreamTimeoutError:
                 continue
+        raise StoppedError
+
+    def _skipped_flags(self) -> list[QualityFlag]:
+        count = len(self._skipped)
+        skipped = QualityFlag(
+            flag=Flag.FILES_SKIPPED,
+            message=f"files were skipped: {count} of the series but no axial CT image",
+            values={"other_kind": count},
+        )
+        return [skipped] if count else []
 
     def _refuse(self, error: PeInferError) -> None:
         self.refusal = NotProcessed(code=error.code, message=without_files(str(error)))

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
+from dicom_files import changed, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from node_bench import DEADLINE_S, Bench, make_files, until
@@ -187,6 +189,8 @@ def test_a_disk_that_is_full_delays_a_result(
 ) -> None:
     """And a slice that comes meanwhile is in it."""
     files = make_files(tmp_path)
+    image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    localizer = changed(pydicom.dcmread(files[0]), ImageType=image_type, SOPInstanceUID="1.2.8")
     name = {Ledger: "conclude", Packer: "pack"}[owner]
     with monkeypatch.context() as patch:
 
@@ -195,13 +199,16 @@ def test_a_disk_that_is_full_delays_a_result(
 
         patch.setattr(owner, name, full)
         bench.studies.start()
-        bench.send(*files[:-1])
+        bench.send(save(localizer, tmp_path / "localizer.dcm"), *files[:-1])
         bench.quiet()
         until(lambda: '"study_delayed"' in bench.log.getvalue())
+        bench.clock.now += 1  # and fails once more
+        until(lambda: bench.log.getvalue().count('"study_delayed"') > 1)
         bench.send(files[-1])
     bench.settle()
     (result,) = bench.results()
     assert bench.document(result)["result"]["coverage"]["slices"] == len(files)
+    assert '"study_failed"' not in bench.log.getvalue()
     assert bench.document(result)["result"]["probability"] == detector.detect(files).probability
     assert bench.studies.healthy
 
@@ -264,7 +271,7 @@ def test_a_slow_engine_leaves_no_room_until_it_has_caught_up(
         bench.studies.start()
         assert bench.studies.room()
         bench.send(*files)
-        until(lambda: '"study' not in bench.log.getvalue() and not bench.studies.room())
+        until(lambda: not bench.studies.room())
         assert bench.waiting() >= 10
         released.set()
         until(bench.studies.room, what="room")
