@@ -203,7 +203,7 @@ class Ledger:
     def instances(
         self, series_id: int, *, after: int = 0, limit: int | None = None
     ) -> list[Instance]:
-        """The slices of a series in order of arrival, the first after an entry of that number."""
+        """The slices of a series in order of arrival: the first after an entry of that number."""
         with self._transaction("list slices") as run:
             rows = run(
                 "SELECT id, series_id, sop_instance_uid, file, calling_ae_title FROM instances "

@@ -296,7 +296,10 @@ class Study:
             )
             self._setup.ledger.route(self.entry.id, bundle=decision.bundle, reason=decision.reason)
             self._decision = decision
-            self.log("routed" if decision.bundle else "ignored", bundle=decision.bundle)
+            if decision.bundle is None:
+                self.log("ignored", why=decision.reason.partition(":")[0])
+            else:
+                self.log("routed", bundle=decision.bundle)
         return self._decision.bundle is None
 
     def _detector(self) -> Detector:

@@ -376,6 +376,23 @@ def test_a_series_for_no_bundle_is_ignored_and_holds_nothing_up(
     assert not isinstance(outcome(bench), Unjudged)
 
 
+def test_rules_know_who_sent_a_series_after_a_restart_too(
+    tmp_path: Path, detector: Detector
+) -> None:
+    rules = [{"bundle": "ignore", "calling_ae_title": "RESEARCH*"}]
+    routing = {"bundles": ["toy"], "rules": rules}
+    with Bench(tmp_path / "state", {"toy": detector}, routing=routing) as bench:
+        bench.send(*make_files(tmp_path), calling_ae_title="RESEARCH_1")
+        bench.send(*make_files(tmp_path, number=2), calling_ae_title="CT_1")
+        bench.new_studies().start()
+        bench.settle()
+        assert [(entry.state, entry.bundle) for entry in bench.series()] == [
+            ("ignored", None),
+            ("concluded", "toy"),
+        ]
+        assert '"why": "rule 1 of routing.rules"' in bench.log.getvalue()
+
+
 @pytest.mark.slow
 def test_a_shipped_bundle_judges_a_phantom_as_detect_does(tmp_path: Path) -> None:
     files = write_series(
