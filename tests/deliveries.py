@@ -1,6 +1,7 @@
 """Parcels in a ledger, and the peers that they go to, for tests of the outbox."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from pe_infer.node.durable import make_private_folder
 from pe_infer.node.entries import NewInstance, Parcel, ParcelKind
 from pe_infer.node.ledger import Ledger
+from pe_infer.node.outbox import Outbox
 from pe_infer.node.parcels import StoredObject, write_contents
 from pe_infer.node.settings import NodeSettings
 from pe_infer.node.watch import Watch
@@ -47,6 +49,15 @@ def eventually(condition: Callable[[], object], what: str = "") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {what or condition}"
         time.sleep(0.005)
+
+
+def dcmtk(name: str) -> Path | None:
+    """A program of DCMTK; pynetdicom installs scripts of the same names."""
+    for folder in os.get_exec_path():
+        path = Path(folder, name)
+        if os.access(path, os.X_OK) and path.read_bytes()[:4] == b"\x7fELF":
+            return path
+    return None
 
 
 class Clock:
@@ -162,6 +173,24 @@ class Sending:
         return [json.loads(line) for line in self.logged.getvalue().splitlines()]
 
 
+@contextmanager
+def running(sending: Sending, chance: float = 0.0) -> Iterator[Outbox]:
+    outbox = Outbox(
+        sending.settings,
+        sending.ledger,
+        sending.parcels,
+        sending.watch,
+        clock=sending.clock,
+        chance=lambda: chance,
+    )
+    outbox.start()
+    try:
+        yield outbox
+    finally:
+        outbox.stop(20.0)
+        assert not [t for t in threading.enumerate() if t.name.startswith("outbox-")]
+
+
 def write_object(path: Path, sop_class_uid: str) -> StoredObject:
     """A small object with a group length, which pydicom drops from what it decodes and writes."""
     dataset = Dataset()
@@ -193,6 +222,8 @@ class Pacs:
         requests: Requests for storage commitment.
         contexts: Of the last association: what was proposed.
         on_request: Called with a request, after it was answered with ``action_status``.
+        hold: As long as it is not set, C-STORE is not answered.
+        aborts: Whether a C-STORE is answered by an abort.
     """
 
     def __init__(self, *, classes: tuple[str, ...] = CLASSES, commits: bool = False) -> None:
@@ -203,19 +234,22 @@ class Pacs:
         self.contexts: list[tuple[str, tuple[str, ...]]] = []
         self.action_status = 0x0000
         self.on_request: Callable[[Any, Dataset], None] = lambda _event, _request: None
-        self._entity = AE("PACS")
-        self._entity.acse_timeout = self._entity.dimse_timeout = DEADLINE_S
+        self.hold = threading.Event()
+        self.hold.set()
+        self.aborts = False
+        self.entity = AE("PACS")
+        self.entity.acse_timeout = self.entity.dimse_timeout = DEADLINE_S
         for sop_class in classes:
-            self._entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+            self.entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
         if commits:
-            self._entity.add_supported_context(StorageCommitmentPushModel)
+            self.entity.add_supported_context(StorageCommitmentPushModel)
         self._server: Any = None
         self._threads: list[threading.Thread] = []
         self.port = 0
         self.start()
 
     def start(self) -> None:
-        self._server = self._entity.start_server(
+        self._server = self.entity.start_server(
             ("127.0.0.1", self.port),
             block=False,
             evt_handlers=[
@@ -250,6 +284,10 @@ class Pacs:
     def _on_store(self, event: evt.Event) -> int:
         request = event.request
         uid = str(request.AffectedSOPInstanceUID)
+        self.hold.wait(DEADLINE_S)
+        if self.aborts:
+            event.assoc.abort()
+            return 0x0110
         self.order.append(uid)
         status = self.status.get(uid, self.status.get(str(request.AffectedSOPClassUID), 0x0000))
         if status == 0x0000 or status >> 12 == 0xB:

@@ -1,18 +1,16 @@
 """The outbox: order, retries, refusals, restarts; any destination will do."""
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from deliveries import DROPPED_SOCKET, Console, Pacs, Sending, console, eventually, pacs
+from deliveries import DROPPED_SOCKET, Console, Pacs, Sending, console, eventually, pacs, running
 
 from pe_infer.errors import NodeError
 from pe_infer.node import outbox as outbox_module
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.outbox import JITTER, Outbox
+from pe_infer.node.outbox import JITTER
 
 MakeSending = Callable[..., Sending]
 
@@ -27,24 +25,6 @@ def hook() -> Iterator[Console]:
 def archive() -> Iterator[Pacs]:
     with pacs() as peer:
         yield peer
-
-
-@contextmanager
-def running(sending: Sending, chance: float = 0.0) -> Iterator[Outbox]:
-    outbox = Outbox(
-        sending.settings,
-        sending.ledger,
-        sending.parcels,
-        sending.watch,
-        clock=sending.clock,
-        chance=lambda: chance,
-    )
-    outbox.start()
-    try:
-        yield outbox
-    finally:
-        outbox.stop(20.0)
-        assert not [t for t in threading.enumerate() if t.name.startswith("outbox-")]
 
 
 def event_ids(hook: Console) -> list[str]:

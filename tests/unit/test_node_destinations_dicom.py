@@ -1,0 +1,253 @@
+"""Objects to a C-STORE SCP, one association per try; pynetdicom and DCMTK as peers."""
+
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deliveries import (
+    CLASSES,
+    DROPPED_SOCKET,
+    GROUP_LENGTH,
+    Pacs,
+    Sending,
+    dcmtk,
+    eventually,
+    pacs,
+    running,
+)
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+SR, SECONDARY_CAPTURE, KEY_OBJECTS = CLASSES
+
+
+@pytest.fixture
+def archive() -> Iterator[Pacs]:
+    with pacs() as peer:
+        yield peer
+
+
+def sent_files(sending: Sending) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(sending.parcels.glob("*/*.dcm"))]
+
+
+def error(sending: Sending) -> str:
+    return str(sending.ledger.deliveries()[0].error)
+
+
+def tried(sending: Sending, tries: int = 1) -> None:
+    eventually(lambda: sending.ledger.deliveries()[0].attempts == tries)
+
+
+def test_files_are_sent_byte_for_byte(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series())
+    with running(sending):
+        eventually(sending.all_done)
+    assert len(archive.stored) == 3
+    for content, (uid, data_set) in zip(sent_files(sending), archive.stored.items(), strict=True):
+        assert data_set.startswith(GROUP_LENGTH)
+        assert content.endswith(data_set)
+        assert uid.encode() in data_set
+
+
+def test_only_the_classes_and_transfer_syntaxes_of_the_objects_are_proposed(
+    tmp_path: Path, archive: Pacs
+) -> None:
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series(), objects=5)
+    with running(sending):
+        eventually(sending.all_done)
+    assert archive.contexts == sorted((str(c), (str(ExplicitVRLittleEndian),)) for c in CLASSES)
+
+
+def test_nothing_to_store_needs_no_association(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(commitment=True),))
+    sending.result(sending.series(), objects=0)
+    with running(sending):
+        eventually(sending.all_done)
+    assert archive.contexts == []
+
+
+def test_a_warning_counts_as_stored(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series())
+    archive.status = {SR: 0xB000, KEY_OBJECTS: 0xB007}
+    with running(sending):
+        eventually(sending.all_done)
+    assert len(archive.order) == 3
+
+
+@pytest.mark.parametrize("status", [0x0122, 0xA900, 0xA9FF, 0xC000, 0xCFFF])
+def test_an_object_that_is_refused_for_good_keeps_no_other_from_being_stored(
+    tmp_path: Path, archive: Pacs, status: int
+) -> None:
+    sending = Sending(tmp_path, (archive.destination(commitment=True),))
+    sending.result(sending.series())
+    archive.status = {SR: status}
+    with running(sending):
+        eventually(lambda: sending.states() == ["refused"])
+    assert error(sending) == f"Comprehensive SR Storage: status 0x{status:04X}"
+    assert len(archive.stored) == 2
+
+
+@pytest.mark.parametrize("accepted", [(SR, KEY_OBJECTS), ("1.2.840.10008.1.1",)])
+def test_a_class_that_is_not_accepted_is_refused(tmp_path: Path, accepted: tuple[str, ...]) -> None:
+    with pacs(classes=accepted) as archive:
+        sending = Sending(tmp_path, (archive.destination(),))
+        sending.result(sending.series(), objects=2)
+        with running(sending):
+            eventually(lambda: sending.states() == ["refused"])
+        assert (
+            "Secondary Capture Image Storage in Explicit VR Little Endian is not accepted"
+            in error(sending)
+        )
+        assert len(archive.stored) == (SR in accepted)
+
+
+def test_only_what_is_missing_is_sent_again(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series())
+    archive.status = {SECONDARY_CAPTURE: 0x0110}
+    with running(sending) as outbox:
+        tried(sending)
+        assert error(sending) == "Secondary Capture Image Storage: status 0x0110"
+        assert len(archive.stored) == 2
+        archive.status.clear()
+        sending.clock.now += 10.0
+        outbox.wake()
+        eventually(sending.all_done)
+    assert len(archive.order) == 4
+    assert archive.order[3] == archive.order[1]
+
+
+def test_a_destination_without_room_is_not_offered_more(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series())
+    archive.status = {SECONDARY_CAPTURE: 0xA700}
+    with running(sending):
+        tried(sending)
+    assert len(archive.order) == 2
+
+
+def test_an_association_that_is_rejected_is_tried_again(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(ae_title="OTHER"),))
+    archive.entity.require_called_aet = True
+    sending.result(sending.series())
+    with running(sending):
+        tried(sending)
+    assert error(sending) == "association rejected: Called AE title not recognised"
+    assert sending.states() == ["waiting"]
+
+
+def test_an_unknown_host_is_tried_again(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(host="host.invalid"),))
+    sending.result(sending.series())
+    with running(sending):
+        tried(sending)
+    assert sending.states() == ["waiting"]
+
+
+def test_a_peer_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        destination = {
+            "kind": "dicom",
+            "name": "mute",
+            "host": "127.0.0.1",
+            "port": server.getsockname()[1],
+            "ae_title": "MUTE",
+        }
+        sending = Sending(tmp_path, (destination,), timeout_s=0.2)
+        sending.result(sending.series())
+        with running(sending):
+            tried(sending)
+        assert error(sending) == "no connection, or it was closed or not answered"
+
+
+def test_a_peer_that_does_not_answer_a_store_is_given_up(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(),), timeout_s=0.3)
+    sending.result(sending.series())
+    archive.hold.clear()
+    with running(sending):
+        tried(sending)
+        archive.hold.set()
+    assert error(sending) == "Comprehensive SR Storage: no answer"
+
+
+def test_an_association_that_the_peer_aborts_is_made_again(tmp_path: Path, archive: Pacs) -> None:
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series())
+    archive.aborts = True
+    with running(sending) as outbox:
+        tried(sending)
+        assert error(sending) == "Comprehensive SR Storage: no answer"
+        archive.aborts = False
+        sending.clock.now += 10.0
+        outbox.wake()
+        eventually(sending.all_done)
+    assert len(archive.stored) == 3
+
+
+def test_no_thread_of_an_association_is_left(tmp_path: Path, archive: Pacs) -> None:
+    before = set(threading.enumerate())
+    sending = Sending(tmp_path, (archive.destination(),))
+    for _ in range(5):
+        sending.result(sending.series())
+    with running(sending):
+        eventually(sending.all_done)
+    eventually(lambda: not set(threading.enumerate()) - before)
+
+
+@pytest.mark.skipif(dcmtk("storescp") is None, reason="needs DCMTK's storescp")
+@pytest.mark.filterwarnings(DROPPED_SOCKET)
+def test_dcmtk_receives_what_is_on_the_disk(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    received = tmp_path / "received"
+    received.mkdir()
+    peer = subprocess.Popen(
+        [str(dcmtk("storescp")), "--bit-preserving", "-aet", "DCMTK", "-od", received, str(port)]
+    )
+    try:
+        destination = {
+            "kind": "dicom",
+            "name": "dcmtk",
+            "host": "127.0.0.1",
+            "port": port,
+            "ae_title": "DCMTK",
+            "commitment": True,
+        }
+        sending = Sending(tmp_path / "state", (destination,))
+        sending.result(sending.series())
+        with running(sending) as outbox:
+
+            def done() -> bool:
+                sending.clock.now += 60.0
+                outbox.wake()
+                return sending.all_done()
+
+            eventually(done)
+    finally:
+        peer.terminate()
+        peer.wait()
+    contents = [path.read_bytes() for path in received.iterdir()]
+    assert len(contents) == 3
+    for sent in sent_files(sending):
+        data_set = sent[sent.index(GROUP_LENGTH) :]
+        assert any(content.endswith(data_set) for content in contents)
+    assert "commitment_not_offered" in sending.logged.getvalue()
+
+
+def test_the_implicit_transfer_syntax_is_not_used_in_place_of_a_files_own(
+    tmp_path: Path, archive: Pacs
+) -> None:
+    for sop_class in CLASSES:
+        archive.entity.remove_supported_context(sop_class, ExplicitVRLittleEndian)
+        archive.entity.add_supported_context(sop_class, ImplicitVRLittleEndian)
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series())
+    with running(sending):
+        eventually(lambda: sending.states() == ["refused"])
+    assert archive.stored == {}
