@@ -2,6 +2,8 @@
 
 import json
 import os
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +60,19 @@ def dcmtk(name: str) -> Path | None:
         if os.access(path, os.X_OK) and path.read_bytes()[:4] == b"\x7fELF":
             return path
     return None
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost that vouches for itself, and its key."""
+    certificate, key = folder / "localhost.pem", folder / "localhost.key"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    key_kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    subprocess.run(
+        ["openssl", "req", "-x509", *key_kind, *subject, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
 
 
 class Clock:
@@ -226,7 +241,14 @@ class Pacs:
         aborts: Whether a C-STORE is answered by an abort.
     """
 
-    def __init__(self, *, classes: tuple[str, ...] = CLASSES, commits: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        classes: tuple[str, ...] = CLASSES,
+        commits: bool = False,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._context = context
         self.status: dict[str, int] = {}
         self.stored: dict[str, bytes] = {}
         self.order: list[str] = []
@@ -252,6 +274,7 @@ class Pacs:
         self._server = self.entity.start_server(
             ("127.0.0.1", self.port),
             block=False,
+            ssl_context=self._context,
             evt_handlers=[
                 (evt.EVT_REQUESTED, self._on_association),
                 (evt.EVT_C_STORE, self._on_store),
@@ -350,6 +373,7 @@ class Console:
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.posted: list[tuple[dict[str, str], bytes]] = []
+        self.paths: list[str] = []
         self.location = ""
         self.silent = threading.Event()
         self._release = threading.Event()
@@ -358,6 +382,7 @@ class Console:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                console.paths.append(self.path)
                 console.posted.append((dict(self.headers), body))
                 if console.silent.is_set():
                     console._release.wait(DEADLINE_S)

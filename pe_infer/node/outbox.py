@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pe_infer.errors import NodeError
+from pe_infer.errors import Code, NodeError
 from pe_infer.node.commitment import CommitmentReport
 from pe_infer.node.destinations import sender_to
 from pe_infer.node.destinations.base import DONE, Errand, Outcome, Sender
@@ -229,12 +229,11 @@ class Outbox:
                 )
             )
         except NodeError as exc:
-            if not isinstance(exc.__cause__, _NOT_WHOLE):
+            if exc.code is not Code.INVALID_ATTRIBUTE and not isinstance(exc.__cause__, _NOT_WHOLE):
                 raise
             return Outcome(
                 state="refused",
-                error=f"the parcel is not whole ({type(exc.__cause__).__name__}): make it again "
-                "with pe-infer node replay",
+                error="the parcel is not whole: make it again with pe-infer node replay",
             )
 
     def _ask(self, lane: _Lane, delivery: Delivery) -> str:

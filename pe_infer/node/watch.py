@@ -82,8 +82,8 @@ class Watch:
     def failed(self, event: str, exc: BaseException, **fields: object) -> None:
         """Log an exception that nobody expected, and where it was raised.
 
-        Its message is left out, which may quote what was in a file or came over the network. Of
-        errors raised on purpose it is there: they never hold patient data.
+        Its message is left out: it may quote what was in a file or came over the network, or name
+        a file, and there are UIDs in names of files. Of errors raised on purpose the code is there.
         """
         places = [
             f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
@@ -92,7 +92,7 @@ class Watch:
         self.log.error(
             event,
             error=type(exc).__name__,
-            message=str(exc) if isinstance(exc, PeInferError) else None,
+            code=exc.code if isinstance(exc, PeInferError) else None,
             places=places,
             **fields,
         )

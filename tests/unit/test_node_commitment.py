@@ -287,7 +287,7 @@ def test_a_report_that_cannot_be_noted_is_not_acknowledged(sending: Sending) -> 
     information.TransactionUID = "1.2.3"
     answer = take_report(Received(information), full, sending.watch)  # type: ignore[arg-type]
     assert answer == (0x0110, None)
-    assert sending.log()[-1]["message"] == "the disk is full"
+    assert sending.log()[-1]["code"] == "node.full"
 
 
 def test_a_report_with_an_item_without_instance_is_unreadable() -> None:

@@ -17,8 +17,14 @@ from deliveries import (
     eventually,
     pacs,
     running,
+    self_signed,
 )
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from pe_infer.errors import Code, NodeError
+from pe_infer.node.outbox import Outbox
+from pe_infer.node.settings import Tls
+from pe_infer.node.tls import server_context
 
 SR, SECONDARY_CAPTURE, KEY_OBJECTS = CLASSES
 
@@ -198,6 +204,49 @@ def test_no_thread_of_an_association_is_left(tmp_path: Path, archive: Pacs) -> N
     with running(sending):
         eventually(sending.all_done)
     eventually(lambda: not set(threading.enumerate()) - before)
+
+
+def certified(folder: Path) -> dict[str, Path]:
+    folder.mkdir()
+    certificate, key = self_signed(folder)
+    return {"certificate": certificate, "key": key, "authority": certificate}
+
+
+def test_objects_go_over_mutual_tls(tmp_path: Path) -> None:
+    tls = certified(tmp_path / "certificates")
+    with pacs(context=server_context(Tls.model_validate(tls))) as archive:
+        sending = Sending(tmp_path / "state", (archive.destination(host="localhost", tls=tls),))
+        sending.result(sending.series())
+        with running(sending):
+            eventually(sending.all_done)
+        assert len(archive.stored) == 3
+
+
+@pytest.mark.filterwarnings(DROPPED_SOCKET)
+@pytest.mark.parametrize("told", ["other authority", "other host", "no TLS"])
+def test_nothing_is_sent_to_a_peer_that_nobody_vouches_for(tmp_path: Path, told: str) -> None:
+    tls = certified(tmp_path / "certificates")
+    host = "127.0.0.1" if told == "other host" else "localhost"
+    ours = certified(tmp_path / "others") if told == "other authority" else tls
+    context = None if told == "no TLS" else server_context(Tls.model_validate(tls))
+    with pacs(context=context) as archive:
+        destination = archive.destination(host=host, tls=ours)
+        sending = Sending(tmp_path / "state", (destination,), timeout_s=1.0)
+        sending.result(sending.series())
+        with running(sending):
+            tried(sending)
+        assert error(sending) == "no connection, or it was closed or not answered"
+        assert archive.order == []
+
+
+def test_a_certificate_that_cannot_be_used_is_told_before_anything_is_sent(
+    tmp_path: Path, archive: Pacs
+) -> None:
+    missing = dict.fromkeys(("certificate", "key", "authority"), tmp_path / "missing.pem")
+    sending = Sending(tmp_path / "state", (archive.destination(tls=missing),))
+    with pytest.raises(NodeError, match=r"missing\.pem") as caught:
+        Outbox(sending.settings, sending.ledger, sending.parcels, sending.watch)
+    assert caught.value.code is Code.NODE_NETWORK
 
 
 @pytest.mark.skipif(dcmtk("storescp") is None, reason="needs DCMTK's storescp")
