@@ -213,6 +213,8 @@ def write_object(path: Path, sop_class_uid: str) -> StoredObject:
     dataset.SOPInstanceUID = generate_uid()
     dataset.PatientName = "Family^Given"
     dataset.PatientID = "1"
+    dataset.StudyInstanceUID = "1.2.3"
+    dataset.SeriesInstanceUID = "1.2.3.4"
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True)
