@@ -7,8 +7,17 @@ import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -17,12 +26,37 @@ from pydantic_settings import (
 
 ENVIRONMENT: Final = "PE_INFER_NODE__"
 
-AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x21-\x5b\x5d-\x7e ]+$")]
+
+def _web_address(url: str) -> str:
+    """Refuse what no request can be made of."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("a URL is printable ASCII without spaces: percent-encode the rest")
+    try:
+        parts = urlsplit(url)
+        told = (parts.hostname, parts.port)
+    except ValueError as exc:
+        raise ValueError(f"{exc}: give a URL such as https://console.example/pe-infer") from exc
+    if not told[0]:
+        raise ValueError("no host: give a URL such as https://console.example/pe-infer")
+    if parts.username is not None:
+        raise ValueError("a user or password does not belong in a URL: use secret")
+    return url
+
+
+# Spaces around an AE title do not count (PS3.5 section 6.2).
+AeTitle = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$"
+    ),
+]
+Host = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^\S+$")]
+WebAddress = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_web_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 _SECRETS: Final = ("secret", "secret_file", "secret_variable")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0.001, le=7 * 86400)]  # a week
 Network = IPv4Network | IPv6Network
 
 
@@ -46,7 +80,7 @@ class Listen(_Section):
 
     ae_title: AeTitle = "PE_INFER"
     """This node's AE title; associations that call another one are rejected."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every interface."""
     port: Port = 11112
     """Port to listen on."""
@@ -124,7 +158,9 @@ class Route(_Section):
     """Pattern for SeriesDescription or StudyDescription."""
     calling_ae_title: Annotated[str | None, Field(examples=["CT_*"])] = None
     """Pattern for the sender's AE title."""
-    max_thickness_mm: Annotated[float | None, Field(gt=0, examples=[2.0])] = None
+    max_thickness_mm: Annotated[float | None, Field(gt=0, allow_inf_nan=False, examples=[2.0])] = (
+        None
+    )
     """Largest SliceThickness."""
 
 
@@ -150,6 +186,15 @@ class Retry(_Section):
     timeout_s: Seconds = 30.0
     """How long a destination may take to answer."""
 
+    @model_validator(mode="after")
+    def _waits_grow(self) -> Self:
+        if self.most_s < self.first_s:
+            raise ValueError(
+                f"most_s={self.most_s:g} is shorter than first_s={self.first_s:g}: the longest "
+                "wait is at least the first one"
+            )
+        return self
+
 
 class DicomDestination(_Section):
     """A C-STORE SCP, such as a PACS."""
@@ -158,7 +203,7 @@ class DicomDestination(_Section):
     """A C-STORE SCP."""
     name: Annotated[Name, Field(examples=["pacs"])]
     """For logs, metrics and ``node status``; unique."""
-    host: Annotated[str, Field(examples=["pacs.example"])]
+    host: Annotated[Host, Field(examples=["pacs.example"])]
     """Its address."""
     port: Annotated[Port, Field(examples=[104])]
     """Its port."""
@@ -171,7 +216,7 @@ class DicomDestination(_Section):
     commitment: bool = False
     """Ask for storage commitment; a delivery is done when the destination has committed itself."""
     commitment_s: Seconds = 300.0
-    """Ask again when no answer came for so long."""
+    """Ask again when no answer came for so long: longer than the destination ever takes."""
 
 
 class FolderDestination(_Section):
@@ -192,9 +237,9 @@ class WebhookDestination(_Section):
     """A webhook."""
     name: Annotated[Name, Field(examples=["console"])]
     """For logs, metrics and ``node status``; unique."""
-    url: Annotated[str, Field(pattern=r"^https?://", examples=["https://console.example/pe-infer"])]
+    url: Annotated[WebAddress, Field(examples=["https://console.example/pe-infer"])]
     """Where to POST."""
-    secret: Annotated[SecretStr | None, Field(examples=["a long random text"])] = None
+    secret: Annotated[SecretStr | None, Field(min_length=1, examples=["a long random text"])] = None
     """Key of the HMAC-SHA256 of the body in X-PE-Infer-Signature. Better kept elsewhere:"""
     secret_file: Annotated[Path | None, Field(examples=["/etc/pe-infer/console.secret"])] = None
     """File that holds it, instead of ``secret``."""
@@ -232,7 +277,7 @@ Destination = Annotated[
 class Operations(_Section):
     """Logs, metrics, health."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address of /metrics, /healthz and /readyz."""
     port: Annotated[int, Field(ge=0, le=65535)] = 11180
     """Its port; 0: none."""
@@ -245,7 +290,7 @@ class Operations(_Section):
 class Retention(_Section):
     """When slices and results go: of series that are concluded or ignored, and delivered."""
 
-    hours: Annotated[float, Field(ge=0)] | Literal["never"] = 72.0
+    hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["never"] = 72.0
     """After the last slice; or "never"."""
 
 
@@ -289,5 +334,5 @@ class NodeSettings(BaseSettings):
     def _names_are_unique(self) -> Self:
         names = [destination.name for destination in self.destinations]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"destinations of one name: {twice}")
+            raise ValueError(f"destinations of one name: {twice}; give each a name of its own")
         return self
