@@ -10,8 +10,9 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, TextIO
+from typing import Final, Literal, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -45,10 +46,10 @@ class Watch:
         renderer: structlog.typing.Processor = (
             structlog.processors.JSONRenderer()
             if form == "json"
-            else structlog.dev.ConsoleRenderer(colors=False)
+            else structlog.dev.ConsoleRenderer(colors=False, repr_native_str=True)
         )
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-            structlog.PrintLogger(output),
+            structlog.PrintLogger(cast(TextIO, _Lenient(output))),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -109,3 +110,18 @@ class Watch:
         return Histogram(
             f"pe_infer_node_{name}", documentation, registry=self.registry, buckets=buckets
         )
+
+
+class _Lenient:
+    """A log on a full disk or a closed terminal must not keep slices from being taken."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._output.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._output.flush()
