@@ -4,6 +4,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,50 @@ def test_a_peer_that_does_not_answer_a_store_is_given_up(tmp_path: Path, archive
         tried(sending)
         archive.hold.set()
     assert error(sending) == "Comprehensive SR Storage: no answer"
+
+
+@contextmanager
+def stalling(port: int, after_bytes: int) -> Iterator[int]:
+    """A way to a peer on which nothing more is read after so many bytes; its port."""
+    ended = threading.Event()
+
+    def forward(source: socket.socket, target: socket.socket, most: float) -> None:
+        with suppress(OSError):
+            passed = 0
+            while passed < most and (data := source.recv(4096)):
+                target.sendall(data)
+                passed += len(data)
+            ended.wait(20.0)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def run() -> None:
+            near, _ = server.accept()
+            with near, socket.create_connection(("127.0.0.1", port)) as far:
+                back = threading.Thread(target=forward, args=(far, near, float("inf")))
+                back.start()
+                forward(near, far, after_bytes)
+                far.shutdown(socket.SHUT_RDWR)
+                back.join()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            ended.set()
+            thread.join()
+
+
+def test_a_peer_that_stops_reading_is_given_up(tmp_path: Path, archive: Pacs) -> None:
+    with stalling(archive.port, 100_000) as port:
+        sending = Sending(tmp_path, (archive.destination(port=port),), timeout_s=0.5)
+        parcel = sending.result(sending.series(), objects=1)
+        with (sending.parcels / parcel.folder / "0.dcm").open("ab") as file:
+            file.write(b"\xe1\x7f\x01\x10OB\x00\x00\x00\x00\x00\x02" + bytes(0x0200_0000))
+        with running(sending):
+            tried(sending)
+        assert error(sending) == "Comprehensive SR Storage: no answer"
 
 
 def test_an_association_that_the_peer_aborts_is_made_again(tmp_path: Path, archive: Pacs) -> None:
