@@ -29,6 +29,14 @@ from pe_infer.node.entries import (
 SCHEMA_VERSION: Final = 1
 BUSY_S: Final = 30.0  # how long another process may hold the database
 
+# What is under way, and what no earlier parcel of its series has to go before.
+_OPEN: Final = (
+    "destination = ? AND (deliveries.state = 'stored' OR deliveries.state = 'waiting' "
+    "AND NOT EXISTS (SELECT 1 FROM parcels AS earlier JOIN deliveries AS before "
+    "ON before.parcel_id = earlier.id WHERE earlier.series_id = parcels.series_id "
+    "AND earlier.id < parcels.id AND before.destination = deliveries.destination "
+    "AND before.state = 'waiting'))"
+)
 _SCHEMA: Final = """
 CREATE TABLE series (
   id INTEGER PRIMARY KEY,
@@ -87,14 +95,6 @@ _SELECT_SERIES: Final = (
 _SELECT_DELIVERIES: Final = (
     "SELECT deliveries.*, series_id, kind, version, verdict, folder, made_at "
     "FROM deliveries JOIN parcels ON parcels.id = parcel_id"
-)
-# What is under way, and what no earlier parcel of its series has to go before.
-_OPEN: Final = (
-    "destination = ? AND (deliveries.state = 'stored' OR deliveries.state = 'waiting' "
-    "AND NOT EXISTS (SELECT 1 FROM parcels AS earlier JOIN deliveries AS before "
-    "ON before.parcel_id = earlier.id WHERE earlier.series_id = parcels.series_id "
-    "AND earlier.id < parcels.id AND before.destination = deliveries.destination "
-    "AND before.state = 'waiting'))"
 )
 
 Run = Callable[..., sqlite3.Cursor]  # ``execute`` within a transaction

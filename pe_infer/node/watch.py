@@ -23,6 +23,21 @@ _ALIAS_CHARACTERS: Final = 12
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
+class _Lenient:
+    """A log on a full disk or a closed terminal must not keep slices from being taken."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._output.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._output.flush()
+
+
 class Watch:
     """Logs and metrics of one node. Thread-safe."""
 
@@ -78,7 +93,7 @@ class Watch:
 
     def alias(self, uid: str) -> str:
         """Stands for a UID in logs."""
-        return hmac.new(self._key, uid.encode(), hashlib.sha256).hexdigest()[:_ALIAS_CHARACTERS]
+        return alias_of(uid, self._key)
 
     def failed(self, event: str, exc: BaseException, **fields: object) -> None:
         """Log an exception that nobody expected, and where it was raised.
@@ -112,16 +127,6 @@ class Watch:
         )
 
 
-class _Lenient:
-    """A log on a full disk or a closed terminal must not keep slices from being taken."""
-
-    def __init__(self, output: TextIO) -> None:
-        self._output = output
-
-    def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            self._output.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._output.flush()
+def alias_of(uid: str, key: bytes) -> str:
+    """Stands for a UID in logs of the node that has the key."""
+    return hmac.new(key, uid.encode(), hashlib.sha256).hexdigest()[:_ALIAS_CHARACTERS]
