@@ -10,7 +10,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -142,14 +142,6 @@ class Outbox:
                 if lane.thread.is_alive():
                     self._watch.log.warning("outbox_cut_short", destination=lane.name)
 
-    def problems(self) -> Mapping[str, str]:
-        """What keeps the outbox from working; empty if all is well."""
-        return {
-            f"outbox_{lane.name}": "its thread has ended"
-            for lane in self._lanes.values()
-            if lane.thread is not None and not lane.thread.is_alive()
-        }
-
     def commitment(self, report: CommitmentReport) -> None:
         """Note what a destination says about a storage commitment that it was asked for.
 
@@ -168,6 +160,7 @@ class Outbox:
             lane = self._lanes.get(delivery.destination)
             if lane is None:
                 return
+            lane.stored.pop(delivery.id, None)
             if uids - report.committed:
                 lane.stored[delivery.id] = uids & report.committed
             if lane.transaction_uid == report.transaction_uid:

@@ -3,8 +3,11 @@
 import hashlib
 import hmac
 import json
+import socket
 import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +267,31 @@ def test_a_webhook_that_says_nothing_is_tried_again(tmp_path: Path, hook: Consol
         sending.clock.now += 10.0
         outbox.wake()
         eventually(sending.all_done)
+
+
+def test_a_webhook_that_dribbles_is_given_up(tmp_path: Path) -> None:
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def dribble() -> None:
+            client, _ = server.accept()
+            with client, suppress(OSError):
+                while not ended.wait(0.02):
+                    client.sendall(b"x")
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        destination = {"kind": "webhook", "name": "console", "url": url}
+        sending = Sending(tmp_path, (destination,), timeout_s=0.2)
+        sending.result(sending.series())
+        try:
+            with running(sending):
+                eventually(lambda: sending.ledger.deliveries()[0].attempts == 1)
+        finally:
+            ended.set()
+            thread.join()
+    assert sending.states() == ["waiting"]
 
 
 def test_proxies_of_the_environment_get_nothing(

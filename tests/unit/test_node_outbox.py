@@ -55,7 +55,6 @@ def test_a_parcel_that_is_entered_is_sent_to_every_destination(
         sending.result(sending.series())
         outbox.wake()
         eventually(sending.all_done)
-        assert outbox.problems() == {}
     assert len(hook.posted) == 1
     assert len(archive.stored) == 3
     assert len(list((tmp_path / "results").glob("*/*/result-v1/*.dcm"))) == 3
@@ -296,13 +295,6 @@ def test_a_stop_waits_for_what_is_being_sent_but_not_for_long(
         outbox.stop(0.01)
         assert "outbox_cut_short" in sending.logged.getvalue()
     assert sending.states() == ["waiting"]
-
-
-def test_a_thread_that_has_ended_is_a_problem(tmp_path: Path, hook: Console) -> None:
-    sending = Sending(tmp_path, (hook.destination(),))
-    with running(sending) as outbox:
-        assert outbox.problems() == {}
-    assert outbox.problems() == {"outbox_console": "its thread has ended"}
 
 
 def test_logs_hold_neither_uids_nor_names(tmp_path: Path, archive: Pacs) -> None:

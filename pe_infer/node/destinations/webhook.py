@@ -4,7 +4,10 @@ import hashlib
 import hmac
 import http.client
 import json
+import socket
 import ssl
+import threading
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -65,7 +68,13 @@ class WebhookSender:
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         try:
             connection.request("POST", target, body, headers)
-            return connection.getresponse().status
+            # The limit of the socket is for each piece of the answer, this one for all of them.
+            late = threading.Timer(2 * self._timeout_s, _hang_up, (connection.sock,))
+            late.start()
+            try:
+                return connection.getresponse().status
+            finally:
+                late.cancel()
         finally:
             connection.close()
 
@@ -75,6 +84,11 @@ class WebhookSender:
                 host, port, timeout=self._timeout_s, context=ssl.create_default_context()
             )
         return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+
+
+def _hang_up(connected: socket.socket) -> None:
+    with suppress(OSError):
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # past TLS, which another thread uses
 
 
 def _strip_attention_maps(document: dict[str, Any]) -> None:
