@@ -174,7 +174,7 @@ def test_a_peer_that_says_nothing_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_does_not_answer_a_store_is_given_up(tmp_path: Path, archive: Pacs) -> None:
-    sending = Sending(tmp_path, (archive.destination(),), timeout_s=0.3)
+    sending = Sending(tmp_path, (archive.destination(),), timeout_s=1.5)
     sending.result(sending.series())
     archive.hold.clear()
     with running(sending):
@@ -218,7 +218,7 @@ def stalling(port: int, after_bytes: int) -> Iterator[int]:
 
 def test_a_peer_that_stops_reading_is_given_up(tmp_path: Path, archive: Pacs) -> None:
     with stalling(archive.port, 100_000) as port:
-        sending = Sending(tmp_path, (archive.destination(port=port),), timeout_s=0.5)
+        sending = Sending(tmp_path, (archive.destination(port=port),), timeout_s=1.5)
         parcel = sending.result(sending.series(), objects=1)
         with (sending.parcels / parcel.folder / "0.dcm").open("ab") as file:
             file.write(b"\xe1\x7f\x01\x10OB\x00\x00\x00\x00\x00\x02" + bytes(0x0200_0000))
@@ -316,13 +316,7 @@ def test_dcmtk_receives_what_is_on_the_disk(tmp_path: Path) -> None:
         sending = Sending(tmp_path / "state", (destination,))
         sending.result(sending.series())
         with running(sending) as outbox:
-
-            def done() -> bool:
-                sending.clock.now += 60.0
-                outbox.wake()
-                return sending.all_done()
-
-            eventually(done)
+            eventually(lambda: sending.done_as_time_passes(outbox))
     finally:
         peer.terminate()
         peer.wait()
