@@ -327,10 +327,10 @@ class Pacs:
 
     def _on_action(self, event: evt.Event) -> tuple[int, None]:
         request = event.action_information
-        self.requests.append(request)
         thread = threading.Thread(target=self.on_request, args=(event, request))
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
+        self.requests.append(request)
         return self.action_status, None
 
 
