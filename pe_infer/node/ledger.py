@@ -29,6 +29,14 @@ from pe_infer.node.entries import (
 SCHEMA_VERSION: Final = 1
 BUSY_S: Final = 30.0  # how long another process may hold the database
 
+# What is under way, and what no earlier parcel of its series has to go before.
+_OPEN: Final = (
+    "destination = ? AND (deliveries.state = 'stored' OR deliveries.state = 'waiting' "
+    "AND NOT EXISTS (SELECT 1 FROM parcels AS earlier JOIN deliveries AS before "
+    "ON before.parcel_id = earlier.id WHERE earlier.series_id = parcels.series_id "
+    "AND earlier.id < parcels.id AND before.destination = deliveries.destination "
+    "AND before.state = 'waiting'))"
+)
 _SCHEMA: Final = """
 CREATE TABLE series (
   id INTEGER PRIMARY KEY,
@@ -324,30 +332,40 @@ class Ledger:
     def due(self, destination: str, *, now: float, limit: int = 100) -> list[Delivery]:
         """Deliveries to a destination whose time has come, in the order they were entered.
 
-        ``"stored"`` ones are due when their commitment has not come in time.
+        Of a series only the first one that is waiting: what is entered later goes later, even if
+        the first one fails for a while. ``"stored"`` ones are due when their commitment has not
+        come in time.
         """
         with self._transaction("look for deliveries") as run:
-            return self._deliveries(
-                run,
-                "destination = ? AND deliveries.state IN ('waiting', 'stored') AND due_at <= ?",
-                (destination, now),
-                limit,
-            )
+            return self._deliveries(run, f"{_OPEN} AND due_at <= ?", (destination, now), limit)
 
     def next_due_at(self, destination: str) -> float | None:
-        """When the next delivery to a destination is due, seconds since 1970; ``None``: none."""
+        """When `due` has the next one, seconds since 1970; ``None``: there is none."""
         with self._transaction("look for deliveries") as run:
-            (at,) = run(
-                "SELECT min(due_at) FROM deliveries WHERE destination = ? "
-                "AND state IN ('waiting', 'stored')",
-                (destination,),
+            first = run(
+                f"{_SELECT_DELIVERIES} WHERE {_OPEN} ORDER BY due_at LIMIT 1", (destination,)
             ).fetchone()
-        return None if at is None else float(at)
+        return None if first is None else float(first["due_at"])
+
+    def open_deliveries(self) -> dict[str, int]:
+        """How many deliveries are waiting or stored, by destination; none: not listed."""
+        with self._transaction("count deliveries") as run:
+            rows = run(
+                "SELECT destination, count(*) AS n FROM deliveries "
+                "WHERE state IN ('waiting', 'stored') GROUP BY destination"
+            ).fetchall()
+        return {row["destination"]: row["n"] for row in rows}
 
     def deliveries(self, *, state: DeliveryState | None = None) -> list[Delivery]:
         """All deliveries, or those of a state."""
         with self._transaction("list deliveries") as run:
             return self._deliveries(run, "? IS NULL OR deliveries.state = ?", (state, state), -1)
+
+    def delivery(self, delivery_id: int) -> Delivery | None:
+        """One delivery."""
+        with self._transaction("read a delivery") as run:
+            found = self._deliveries(run, "deliveries.id = ?", (delivery_id,), 1)
+        return next(iter(found), None)
 
     def delivery_of(self, transaction_uid: str) -> Delivery | None:
         """The delivery for which this storage commitment was asked."""
@@ -376,7 +394,7 @@ class Ledger:
         """Have all parcels of a series delivered again; returns how many deliveries that is."""
         with self._transaction("send again") as run:
             return run(
-                "UPDATE deliveries SET state = 'waiting', due_at = 0, error = NULL, "
+                "UPDATE deliveries SET state = 'waiting', attempts = 0, due_at = 0, error = NULL, "
                 "transaction_uid = NULL WHERE parcel_id IN "
                 "(SELECT id FROM parcels WHERE series_id = ?)",
                 (series_id,),
