@@ -8,11 +8,15 @@ import hashlib
 import hmac
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Literal, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from pe_infer.errors import PeInferError
 
 _ALIAS_CHARACTERS: Final = 12
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -74,6 +78,24 @@ class Watch:
     def alias(self, uid: str) -> str:
         """Stands for a UID in logs."""
         return hmac.new(self._key, uid.encode(), hashlib.sha256).hexdigest()[:_ALIAS_CHARACTERS]
+
+    def failed(self, event: str, exc: BaseException, **fields: object) -> None:
+        """Log an exception that nobody expected, and where it was raised.
+
+        Its message is left out, which may quote what was in a file or came over the network. Of
+        errors raised on purpose it is there: they never hold patient data.
+        """
+        places = [
+            f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+            for frame in traceback.extract_tb(exc.__traceback__)
+        ]
+        self.log.error(
+            event,
+            error=type(exc).__name__,
+            message=str(exc) if isinstance(exc, PeInferError) else None,
+            places=places,
+            **fields,
+        )
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"pe_infer_node_{name}", documentation, labels, registry=self.registry)
