@@ -15,6 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
 
 from pe_infer.node.commitment import CommitmentReport
 from pe_infer.node.entries import Instance
@@ -146,3 +148,40 @@ def store(port: int, *datasets: Dataset, **named: Any) -> list[Dataset]:
         return [association.send_c_store(dataset) for dataset in datasets]
     finally:
         association.release()
+
+
+def send_as(association: Association, claimed: Dataset, sent: Dataset) -> Dataset:
+    """Send a data set in a request that says it is another."""
+    request = C_STORE()
+    request.MessageID = 1
+    request.AffectedSOPClassUID = claimed.SOPClassUID
+    request.AffectedSOPInstanceUID = claimed.SOPInstanceUID
+    request.Priority = 0
+    request.DataSet = io.BytesIO(encode(sent, is_implicit_vr=False, is_little_endian=True) or b"")
+    association._reactor_checkpoint.clear()
+    association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+    _, response = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    return response
+
+
+def cut_after(association: Association, pdus: int) -> None:
+    """Have the connection closed after so many PDUs."""
+    connection = association.dul.socket
+    send, sent = connection.send, []
+
+    def count(data: bytes) -> None:
+        sent.append(len(data))
+        if len(sent) > pdus:
+            connection.socket.close()
+        send(data)
+
+    connection.send = count
+
+
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S).close()
+    except OSError:
+        return True
+    return False

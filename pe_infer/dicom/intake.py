@@ -139,7 +139,7 @@ def read_intake_header(content: bytes | Path, name: str) -> IntakeHeader:
         name: File, for messages.
 
     Raises:
-        DicomError: ``UNREADABLE_FILE`` if this is no DICOM file, it is cut short before the pixels,
+        DicomError: ``UNREADABLE_FILE`` if this is no DICOM file, its header is cut short,
             or its header or what it inflates to is larger than any CT image's;
             ``MISSING_ATTRIBUTE``, ``INVALID_ATTRIBUTE``.
     """
@@ -190,7 +190,7 @@ def read_data_set_header(data: BinaryIO, transfer_syntax_uid: str, name: str) ->
         )
         if not passed:
             raise DicomError(
-                f"{name}: ends before the pixels, so it was cut short. {_RESEND}",
+                f"{name}: ends within its header, so it was cut short. {_RESEND}",
                 code=Code.UNREADABLE_FILE,
             )
         return _header(Attributes(found, name), transfer_syntax_uid, inflated)

@@ -116,7 +116,7 @@ def test_the_same_data_set_is_always_the_same_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 3, 20, 200, 300])
-def test_a_data_set_that_ends_before_the_pixels_is_refused(kept: int) -> None:
+def test_a_data_set_that_ends_within_its_header_is_refused(kept: int) -> None:
     assert refusal(encoded(ct_dataset())[:kept]).code in {
         Code.UNREADABLE_FILE,
         Code.MISSING_ATTRIBUTE,
