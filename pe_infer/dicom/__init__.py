@@ -3,6 +3,8 @@
 from pe_infer.dicom.conversion import Conversion, convert, slices_of
 from pe_infer.dicom.inspection import InspectReport, PixelReport, SeriesReport, inspect
 from pe_infer.dicom.intake import (
+    IMPLEMENTATION_NAME,
+    IMPLEMENTATION_UID,
     IntakeHeader,
     file_head,
     read_data_set_header,
@@ -23,6 +25,8 @@ from pe_infer.dicom.selection import Refusal, SeriesSummary
 from pe_infer.dicom.writing import write_series
 
 __all__ = [
+    "IMPLEMENTATION_NAME",
+    "IMPLEMENTATION_UID",
     "Conversion",
     "InspectReport",
     "IntakeHeader",

@@ -27,8 +27,8 @@ MAX_HEADER_BYTES: Final = 64 << 20  # of what lies before the pixels
 MAX_HEADER_READS: Final = 200_000  # some three per attribute
 MAX_EXPECTED: Final = 100_000  # a series of more images does not say how many it has
 
-_WRITER: Final = uid_of("2.25.332408361306976890301644642787650817096")  # of file_head
-_WRITER_NAME: Final = "PE_INFER_INBOX"  # without a version: the same slice is the same file
+IMPLEMENTATION_UID: Final = uid_of("2.25.332408361306976890301644642787650817096")
+IMPLEMENTATION_NAME: Final = "PE_INFER"  # without a version: the same slice is the same file
 _VERSION: Final = b"\x00\x01"
 _PREAMBLE: Final = b"\x00" * 128 + b"DICM"
 _CHUNK_BYTES: Final = 1 << 16
@@ -110,8 +110,8 @@ def file_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: st
     meta.MediaStorageSOPClassUID = uid_of(sop_class_uid)
     meta.MediaStorageSOPInstanceUID = uid_of(sop_instance_uid)
     meta.TransferSyntaxUID = uid_of(transfer_syntax_uid)
-    meta.ImplementationClassUID = _WRITER
-    meta.ImplementationVersionName = _WRITER_NAME
+    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_NAME
     written = DicomBytesIO()
     write_file_meta_info(written, meta)
     return _PREAMBLE + written.getvalue()

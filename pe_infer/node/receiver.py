@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
+from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from pynetdicom import evt
@@ -19,9 +20,12 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from pe_infer.dicom import (
+    IMPLEMENTATION_NAME,
+    IMPLEMENTATION_UID,
     IntakeHeader,
     file_head,
     read_data_set_header,
+    read_intake_header,
     storage_contexts,
     store_response,
 )
@@ -44,6 +48,7 @@ NO_UID: Final = 0xC001
 FAILED: Final = 0xC002
 _UNRECOGNISED_OPERATION: Final = 0x0211
 
+_POLL_S: Final = 0.1  # how soon the accepting thread notices that it is to stop
 _LIBRARY: Final = logging.getLogger("pynetdicom")
 _REJECT = {  # result, source, reason of PS3.8 section 9.3.4
     "called_ae_title": (1, 1, 7),
@@ -125,6 +130,8 @@ class Receiver:
         listen = self._listen
         tls = None if listen.tls is None else server_context(listen.tls)
         entity = ApplicationEntity(listen.ae_title)
+        entity.implementation_class_uid = IMPLEMENTATION_UID
+        entity.implementation_version_name = IMPLEMENTATION_NAME
         entity.maximum_pdu_size = listen.max_pdu_bytes
         entity.add_supported_context(Verification)
         for storage_class, syntaxes in self._contexts.items():
@@ -160,7 +167,7 @@ class Receiver:
             ) from exc
         self._library.attach()
         self._server = cast("Server", server)
-        self._thread = threading.Thread(target=self._accept, name="receiver")
+        self._thread = threading.Thread(target=self._accept, args=(server,), name="receiver")
         self._thread.start()
         self._watch.log.info(
             "receiver_started",
@@ -181,10 +188,10 @@ class Receiver:
         self._library.detach()
         self._watch.log.info("receiver_stopped")
 
-    def _accept(self) -> None:
-        while (server := self._server) is not None:
+    def _accept(self, server: Server) -> None:
+        while True:
             try:
-                server.serve_forever()
+                server.serve_forever(_POLL_S)
             except Exception as exc:  # noqa: BLE001  # it goes on accepting
                 self._watch.failed("accepting_failed", exc)
             else:
@@ -292,14 +299,7 @@ class Receiver:
         _check_limits(header, self._limits)
         try:
             instance = self._inbox.keep(
-                Header(
-                    study_instance_uid=header.study_instance_uid,
-                    series_instance_uid=header.series_instance_uid,
-                    sop_instance_uid=header.sop_instance_uid,
-                    sop_class_uid=header.sop_class_uid,
-                    transfer_syntax_uid=syntax,
-                    expected=header.expected,
-                ),
+                _header(header),
                 _File(file_head(header.sop_class_uid, header.sop_instance_uid, syntax), data_set),
                 calling_ae_title=calling,
                 most=self._limits.slices_per_series,
@@ -356,6 +356,25 @@ class _LibraryLog(logging.Handler):
         self._watch.log.warning(
             "dicom_library", level=record.levelname, place=f"{record.module}:{record.lineno}"
         )
+
+
+def read_kept(path: Path) -> Header | None:
+    """Read the header of a file of the inbox, for `Inbox.recover`; ``None`` if that cannot be."""
+    try:
+        return _header(read_intake_header(path, "a slice of the inbox"))
+    except DicomError:
+        return None
+
+
+def _header(header: IntakeHeader) -> Header:
+    return Header(
+        study_instance_uid=header.study_instance_uid,
+        series_instance_uid=header.series_instance_uid,
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        transfer_syntax_uid=header.transfer_syntax_uid,
+        expected=header.expected,
+    )
 
 
 def _check_identity(header: IntakeHeader, request: C_STORE) -> None:

@@ -274,7 +274,7 @@ class _Connection(RequestHandler):
             if upper_layer.is_alive():
                 upper_layer.join(_END_S)
             messages.close()
-        server.door.ended(self.client_address[0], _ending(association))
+            server.door.ended(self.client_address[0], _ending(association))
 
 
 class Server(AssociationServer):

@@ -46,7 +46,7 @@ from pe_infer.errors import Code, NodeError
 from pe_infer.node.commitment import CommitmentReport
 from pe_infer.node.inbox import Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.receiver import Receiver
+from pe_infer.node.receiver import Receiver, read_kept
 from pe_infer.node.settings import NodeSettings
 from pe_infer.node.watch import Watch
 
@@ -406,6 +406,25 @@ def test_a_port_that_is_taken_is_an_error_that_names_it(node: Running, tmp_path:
             receiver.start()
         assert caught.value.code is Code.NODE_NETWORK
         receiver.stop(0.1)
+
+
+def test_stopping_right_after_starting_ends(tmp_path: Path) -> None:
+    for _ in range(5):
+        with receiving(tmp_path):
+            pass
+
+
+def test_what_was_kept_and_not_entered_is_read_and_entered(node: Running) -> None:
+    store(node.port, ct_dataset(NumberOfSeriesRelatedInstances=7), ct_dataset(1.0))
+    (series,) = node.ledger.series()
+    files = [entry.file for entry in node.ledger.instances(series.id)]
+    node.ledger.remove(series.id)
+    assert node.inbox.recover(read_kept) == 2
+    (series,) = node.ledger.series()
+    assert series.expected == 7
+    assert sorted(entry.file for entry in node.ledger.instances(series.id)) == sorted(files)
+    node.files()[0].write_text("no DICOM")
+    assert read_kept(node.files()[0]) is None
 
 
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
