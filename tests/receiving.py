@@ -115,6 +115,12 @@ def receiving(folder: Path, **changes: Any) -> Iterator[Running]:
             receiver.stop(1.0)
 
 
+def forget(ledger: Ledger, series_id: int) -> None:
+    """Have the ledger as if a series had never been entered."""
+    with ledger._transaction("forget") as run:
+        run("DELETE FROM series WHERE id = ?", (series_id,))
+
+
 def eventually(condition: Callable[[], bool], what: str = "") -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + DEADLINE_S

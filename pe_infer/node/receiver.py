@@ -7,7 +7,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, cast
 
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
@@ -85,7 +86,7 @@ class _File:
     def size(self) -> int:
         return len(self.head) + self.data_set.size
 
-    def pieces(self) -> Any:
+    def pieces(self) -> Iterator[bytes]:
         yield self.head
         yield from self.data_set.pieces()
 
@@ -194,6 +195,7 @@ class Receiver:
                 server.serve_forever(_POLL_S)
             except Exception as exc:  # noqa: BLE001  # it goes on accepting
                 self._watch.failed("accepting_failed", exc)
+                time.sleep(_POLL_S)
             else:
                 return
 
@@ -225,26 +227,32 @@ class Receiver:
 
     def _on_requested(self, event: evt.Event) -> None:
         association = event.assoc
+        try:
+            reason = self._objection(association)
+            if reason is not None:
+                association.acse.send_reject(*_REJECT[reason])
+                association.kill()
+        except Exception as exc:  # noqa: BLE001  # pynetdicom would go on and negotiate
+            association.is_aborted = True
+            self._watch.failed("association_request_failed", exc)
+
+    def _objection(self, association: Association) -> str | None:
         request = cast("A_ASSOCIATE", association.requestor.primitive)
-        names = {
-            "peer": association.requestor.address,
-            "calling": request.calling_ae_title,
-            "called": request.called_ae_title,
-        }
+        called, calling = request.called_ae_title.strip(), request.calling_ae_title.strip()
         allowed = {title.strip() for title in self._listen.allowed_ae_titles}
         reason = None
-        if request.called_ae_title.strip() != self._listen.ae_title.strip():
+        if called != self._listen.ae_title.strip():
             reason = "called_ae_title"
-        elif allowed and request.calling_ae_title.strip() not in allowed:
+        elif allowed and calling not in allowed:
             reason = "calling_ae_title"
         elif self._server is None or not self._server.enter(association):
             reason = "associations"
+        names = {"peer": association.requestor.address, "calling": calling, "called": called}
         if reason is None:
             self._watch.log.info("association_requested", **names)
-            return
-        self._watch.log.warning("association_rejected", reason=reason, **names)
-        association.acse.send_reject(*_REJECT[reason])
-        association.kill()
+        else:
+            self._watch.log.warning("association_rejected", reason=reason, **names)
+        return reason
 
     def _on_report(self, event: evt.Event) -> tuple[int, None]:
         return take_report(event, self._on_commitment, self._watch)

@@ -11,6 +11,7 @@ import shutil
 import socket
 import socketserver
 import ssl
+import sys
 import tempfile
 import threading
 import time
@@ -359,9 +360,9 @@ class Server(AssociationServer):
             raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing to add: see `process_request`."""
-        del request
-        self.door.turned_away(client_address[0], "threads")
+        """Log why a connection has no thread; it is closed."""
+        del request, client_address
+        self.door.failed("connection_failed", cast("Exception", sys.exception()))
 
     def close(self, timeout_s: float) -> None:
         """Accept nothing more; let associations end, then abort them."""

@@ -10,8 +10,9 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, TextIO
+from typing import Final, Literal, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,6 +21,21 @@ from pe_infer.errors import PeInferError
 
 _ALIAS_CHARACTERS: Final = 12
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class _Lenient:
+    """A log on a full disk or a closed terminal must not keep slices from being taken."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._output.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._output.flush()
 
 
 class Watch:
@@ -45,10 +61,10 @@ class Watch:
         renderer: structlog.typing.Processor = (
             structlog.processors.JSONRenderer()
             if form == "json"
-            else structlog.dev.ConsoleRenderer(colors=False)
+            else structlog.dev.ConsoleRenderer(colors=False, repr_native_str=True)
         )
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-            structlog.PrintLogger(output),
+            structlog.PrintLogger(cast(TextIO, _Lenient(output))),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -77,13 +93,13 @@ class Watch:
 
     def alias(self, uid: str) -> str:
         """Stands for a UID in logs."""
-        return hmac.new(self._key, uid.encode(), hashlib.sha256).hexdigest()[:_ALIAS_CHARACTERS]
+        return alias_of(uid, self._key)
 
     def failed(self, event: str, exc: BaseException, **fields: object) -> None:
         """Log an exception that nobody expected, and where it was raised.
 
-        Its message is left out, which may quote what was in a file or came over the network. Of
-        errors raised on purpose it is there: they never hold patient data.
+        Its message is left out: it may quote what was in a file or came over the network, or name
+        a file, and there are UIDs in names of files. Of errors raised on purpose the code is there.
         """
         places = [
             f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
@@ -92,7 +108,7 @@ class Watch:
         self.log.error(
             event,
             error=type(exc).__name__,
-            message=str(exc) if isinstance(exc, PeInferError) else None,
+            code=exc.code if isinstance(exc, PeInferError) else None,
             places=places,
             **fields,
         )
@@ -109,3 +125,8 @@ class Watch:
         return Histogram(
             f"pe_infer_node_{name}", documentation, registry=self.registry, buckets=buckets
         )
+
+
+def alias_of(uid: str, key: bytes) -> str:
+    """Stands for a UID in logs of the node that has the key."""
+    return hmac.new(key, uid.encode(), hashlib.sha256).hexdigest()[:_ALIAS_CHARACTERS]

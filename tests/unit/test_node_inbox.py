@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from receiving import forget
 
 from pe_infer.errors import Code, NodeError
 from pe_infer.node.durable import taken
@@ -199,7 +200,7 @@ def test_a_slice_that_comes_while_its_series_is_deleted_is_kept(
         with taken(folder) as there:
             for series in ledger.series():
                 gone += series.instances
-                ledger.remove(series.id)
+                forget(ledger, series.id)
             if there:
                 shutil.rmtree(folder)
     going.set()
@@ -217,7 +218,7 @@ def test_a_file_whose_entry_was_not_made_is_entered_at_the_next_start(
     """As a process that was killed between the two leaves it."""
     kept = inbox.keep(header(), b"slice", calling_ae_title="A")
     assert kept is not None
-    ledger.remove(kept.series_id)
+    forget(ledger, kept.series_id)
     (inbox.scratch / "half.part").write_bytes(b"sl")
     again = Inbox(tmp_path, ledger)
     assert again.recover(lambda _path: header()) == 1
@@ -235,7 +236,7 @@ def test_what_is_not_as_it_was_written_is_not_entered(
         inbox.keep(header(number), b"slice", calling_ae_title="A")
     (series,) = ledger.series()
     first, second, third, _ = ledger.instances(series.id)
-    ledger.remove(series.id)
+    forget(ledger, series.id)
     inbox.path(first).write_bytes(b"sli")  # cut short
     stray = tmp_path / "slices" / "2.25.1" / "2.25.2" / "stray.dcm"
     stray.write_bytes(b"slice")
@@ -257,7 +258,7 @@ def test_what_is_recovered_is_on_disk_before_it_is_entered(
 ) -> None:
     kept = inbox.keep(header(), b"slice", calling_ae_title="A")
     assert kept is not None
-    ledger.remove(kept.series_id)
+    forget(ledger, kept.series_id)
 
     def fail(_descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")

@@ -36,6 +36,7 @@ from receiving import (
     associated,
     cut_after,
     eventually,
+    forget,
     receiving,
     refuses_connections,
     send_as,
@@ -418,7 +419,7 @@ def test_what_was_kept_and_not_entered_is_read_and_entered(node: Running) -> Non
     store(node.port, ct_dataset(NumberOfSeriesRelatedInstances=7), ct_dataset(1.0))
     (series,) = node.ledger.series()
     files = [entry.file for entry in node.ledger.instances(series.id)]
-    node.ledger.remove(series.id)
+    forget(node.ledger, series.id)
     assert node.inbox.recover(read_kept) == 2
     (series,) = node.ledger.series()
     assert series.expected == 7

@@ -16,7 +16,7 @@ from pynetdicom.pdu_primitives import ImplementationClassUIDNotification as Clas
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 from receiving import CALLED, DEADLINE_S, Running, associated, eventually, receiving, store
 
-from pe_infer.node.upper_layer import Bounds, DataSet
+from pe_infer.node.upper_layer import Bounds, DataSet, Server
 
 P_DATA = 0x04
 COMMAND, LAST = 0x01, 0x02
@@ -169,6 +169,20 @@ def test_a_peer_that_sends_anything_on_an_association_is_cut_off(
     eventually(lambda: not node.threads())
     assert node.files() == node.arriving() == []
     assert store(node.port, ct_dataset())[0].Status == 0
+
+
+def test_an_association_that_cannot_be_judged_is_not_let_in(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: object, _association: object) -> bool:
+        raise RuntimeError("unexpected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Server, "enter", fail)
+        assert not associated(node.port, Verification).is_established
+    eventually(lambda: not node.threads())
+    assert node.events("association_request_failed")
+    assert node.echoes()
 
 
 def test_a_peer_that_never_comes_to_an_end_of_its_pdu_is_cut_off(node: Running) -> None:
