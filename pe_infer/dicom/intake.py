@@ -188,6 +188,11 @@ def read_data_set_header(data: BinaryIO, transfer_syntax_uid: str, name: str) ->
             stop_when=behind,
             specific_tags=[cast("int", tag_for_keyword(keyword)) for keyword in _KEYWORDS],
         )
+        if found.original_encoding[0] != syntax.is_implicit_VR:  # which pydicom looks at
+            raise DicomError(
+                f"{name}: is encoded otherwise than its transfer syntax {syntax} says. {_RESEND}",
+                code=Code.UNREADABLE_FILE,
+            )
         if not passed:
             raise DicomError(
                 f"{name}: ends within its header, so it was cut short. {_RESEND}",

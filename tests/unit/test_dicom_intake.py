@@ -71,6 +71,21 @@ def test_a_header_is_read_in_every_encoding(syntax: UID) -> None:
     assert header.inflated_bytes is None
 
 
+@pytest.mark.parametrize(
+    ("sent", "agreed"),
+    [
+        (ImplicitVRLittleEndian, ExplicitVRLittleEndian),
+        (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
+        (ExplicitVRBigEndian, ExplicitVRLittleEndian),
+        (ExplicitVRLittleEndian, ExplicitVRBigEndian),
+    ],
+)
+def test_a_data_set_in_another_encoding_than_was_agreed_is_refused(sent: UID, agreed: UID) -> None:
+    """Others would read the file by what its meta information says."""
+    found = refusal(encoded(ct_dataset(), sent), agreed)
+    assert found.code in {Code.UNREADABLE_FILE, Code.MISSING_ATTRIBUTE}
+
+
 def test_a_deflated_header_is_read_and_what_it_inflates_to_is_told() -> None:
     data = encoded(ct_dataset())
     squeezed = zlib.compress(data, wbits=-zlib.MAX_WBITS)
