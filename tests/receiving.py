@@ -26,7 +26,7 @@ from pe_infer.node.receiver import Receiver
 from pe_infer.node.settings import NodeSettings
 from pe_infer.node.watch import Watch
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 CALLING = "SCANNER"
 CALLED = "PE_INFER"
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Running]:
-    with receiving(tmp_path, listen={"idle_s": 1.5, "associations": 3}) as running:
+    with receiving(tmp_path, listen={"idle_s": 3.0, "associations": 3}) as running:
         yield running
 
 

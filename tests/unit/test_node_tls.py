@@ -104,7 +104,7 @@ def test_peers_that_never_shake_hands_hold_up_nobody_and_are_cut_off(
     tmp_path: Path, authority: Authority, node_tls: Tls
 ) -> None:
     tls = (client_context(authority.tls("patient")), HOST)
-    with receiving(tmp_path, listen={"tls": node_tls, "idle_s": 1.0}) as node:
+    with receiving(tmp_path, listen={"tls": node_tls, "idle_s": 3.0}) as node:
         mute = [node.connect() for _ in range(4)]
         association = associated(node.port, Verification, tls_args=tls)
         assert association.send_c_echo().Status == 0
