@@ -14,8 +14,23 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
@@ -30,6 +45,24 @@ from pe_infer.errors import Code, DicomError
 LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 81))
 MAYBE_LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (91, 93, 112, 203))
 
+_PREFERENCE = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    JPEGLSLossless,
+    JPEGLosslessSV1,
+    JPEGLossless,
+    RLELossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000,
+    HTJ2K,
+    JPEGLSNearLossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+)
 _JPEG_PLUGINS = ("gdcm", "pylibjpeg")
 _JPEG_LS_PLUGINS = ("pyjpegls", "pylibjpeg")
 _JPEG_2000_PLUGINS = ("pylibjpeg", "gdcm")
@@ -45,6 +78,21 @@ _CONVERT = (
     "(dcmdjpeg of dcmtk, or gdcmconv --raw)."
 )
 _DAMAGED = "The file is damaged or cut short: send it again."
+
+
+def decodable_syntaxes() -> tuple[UID, ...]:
+    """Return what `decoded` takes on this machine: uncompressed, lossless, then the others.
+
+    JPEG Extended is only among them with the opt-in decoder of its 12-bit images: CT has no others.
+    """
+    return tuple(syntax for syntax in _PREFERENCE if _is_decodable(syntax))
+
+
+def _is_decodable(syntax: UID) -> bool:
+    decoder = get_decoder(syntax)
+    if syntax == _JPEG_EXTENDED:
+        return "pylibjpeg" in decoder.available_plugins
+    return decoder.is_native or bool(_plugins(decoder, syntax))
 
 
 def decoded(

@@ -1,10 +1,14 @@
-"""Files that are whole and there after a power failure: write, fsync, rename, fsync the folder."""
+"""Files that are whole and there after a power failure: write, fsync, rename, fsync the folder.
+
+Messages name the folder that fails and never a file: names of slices are made of UIDs.
+"""
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,12 +30,12 @@ def make_private_folder(folder: Path) -> None:
             sync_folder(path.parent)
 
 
-def write_file(path: Path, content: bytes, *, scratch: Path) -> None:
+def write_file(path: Path, content: bytes | Iterable[bytes], *, scratch: Path) -> None:
     """Write a file so that, whatever happens, it is there as a whole or not at all.
 
     Args:
-        path: Its place; one that is there is replaced.
-        content: What to write.
+        path: Its place; one that is there is replaced. Its folder is there and on disk.
+        content: What to write, as a whole or in pieces.
         scratch: Folder of the same file system for the file while it is not whole.
 
     Raises:
@@ -39,9 +43,11 @@ def write_file(path: Path, content: bytes, *, scratch: Path) -> None:
     """
     part = scratch / f"{uuid.uuid4().hex}.part"
     try:
-        with translated(path):
-            with part.open("xb") as file:
-                file.write(content)
+        with translated(scratch):
+            descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                for piece in (content,) if isinstance(content, bytes) else content:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             part.rename(path)
@@ -54,8 +60,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, scratch: Path) -
     """Make a folder of files so that it is there as a whole or not at all.
 
     Args:
-        folder: Its place; it does not exist.
-        fill: Writes the files into the folder that it is given.
+        folder: Its place; it does not exist. The folder that it is in is there and on disk.
+        fill: Writes the files, no folders, into the folder that it is given.
         scratch: Folder of the same file system for the files while they are not all there.
 
     Raises:
@@ -63,17 +69,61 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, scratch: Path) -
     """
     part = scratch / f"{uuid.uuid4().hex}.part"
     try:
-        with translated(folder):
+        with translated(scratch):
             part.mkdir(mode=0o700)
             fill(part)
             for path in part.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                sync_file(path)
             sync_folder(part)
             part.rename(folder)
             sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Have a folder that stays where it is until the end; it is made if it is missing.
+
+    Raises:
+        NodeError: It cannot be made.
+    """
+    while True:
+        make_private_folder(folder)
+        with _lock(folder, fcntl.LOCK_SH) as there:
+            if there:
+                yield
+                return
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[bool]:
+    """Wait until nobody holds a folder, in any process, and keep others from it until the end.
+
+    Yields:
+        Whether it is there.
+    """
+    with _lock(folder, fcntl.LOCK_EX) as there:
+        yield there
+
+
+@contextmanager
+def _lock(folder: Path, how: int) -> Iterator[bool]:
+    """Lock a folder; false if it is not there, or not there any more when it is locked."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, how)
+        try:
+            there = os.path.samestat(os.fstat(descriptor), folder.stat())
+        except FileNotFoundError:
+            there = False
+        yield there
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -85,15 +135,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Have the content of a file on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Raise what goes wrong with files as `NodeError`."""
+def translated(folder: Path) -> Iterator[None]:
+    """Raise what goes wrong with files as `NodeError`; ``folder`` is for the message."""
     try:
         yield
     except OSError as exc:
         full = exc.errno in _FULL
         raise NodeError(
-            f"{path}: cannot be written: {exc.strerror}. "
+            f"{folder}: cannot be written to: {exc.strerror}. "
             + ("Free some space." if full else "Check the disk and who may write there."),
             code=Code.NODE_FULL if full else Code.NODE_STATE,
         ) from exc

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pe_infer.errors import NodeError
+from pe_infer.errors import Code, NodeError
 from pe_infer.node.entries import (
     Delivery,
     DeliveryState,
@@ -123,20 +123,11 @@ class Ledger:
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
             self._connection.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-        with self._transaction("open") as run:
-            (version,) = run("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    run(statement)
-                run(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if version not in {0, SCHEMA_VERSION}:
+        try:
+            self._open()
+        except BaseException:
             self._connection.close()
-            raise NodeError(
-                f"{path}: ledger of version {version}, this program writes version "
-                f"{SCHEMA_VERSION}: use the program that made it, or another state_dir"
-            )
+            raise
 
     def __enter__(self) -> Self:
         """Return the ledger."""
@@ -224,6 +215,16 @@ class Ledger:
         """Whether a file of the inbox is entered."""
         with self._transaction("look for a file") as run:
             return run("SELECT 1 FROM instances WHERE file = ?", (file,)).fetchone() is not None
+
+    def count(self, study_instance_uid: str, series_instance_uid: str) -> int:
+        """How many slices of a series are entered."""
+        with self._transaction("count slices") as run:
+            (count,) = run(
+                "SELECT count(*) FROM instances JOIN series ON series.id = series_id "
+                "WHERE study_instance_uid = ? AND series_instance_uid = ?",
+                (study_instance_uid, series_instance_uid),
+            ).fetchone()
+        return int(count)
 
     # Series.
 
@@ -443,25 +444,52 @@ class Ledger:
         ).fetchall()
         return [_delivery(row) for row in rows]
 
+    def _open(self) -> None:
+        with self._translated("open"):
+            run = self._connection.execute
+            for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+                run(f"PRAGMA {pragma}")
+            (mode,) = run("PRAGMA journal_mode = WAL").fetchone()
+            (health,) = run("PRAGMA quick_check(1)").fetchone()
+        if mode != "wal" or health != "ok":
+            raise NodeError(
+                f"{self._path}: ledger is damaged or on a file system of no use for it "
+                f"(journal {mode}, check: {health}). Restore it, or use another state_dir."
+            )
+        with self._transaction("open") as run:
+            (version,) = run("PRAGMA user_version").fetchone()
+            if version == 0 and not run("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in _SCHEMA.split(";"):
+                    run(statement)
+                run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise NodeError(
+                    f"{self._path}: ledger of version {version}, this program writes version "
+                    f"{SCHEMA_VERSION}: use the program that made it, or another state_dir"
+                )
+
     @contextmanager
     def _transaction(self, action: str) -> Iterator[Run]:
         with self._lock, self._translated(action):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite ends some by itself
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     @contextmanager
     def _translated(self, action: str) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as exc:
+            full = getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
             raise NodeError(
                 f"{self._path}: cannot {action}: {exc}. Check the disk, its space and who may "
-                "write there."
+                "write there.",
+                code=Code.NODE_FULL if full else Code.NODE_STATE,
             ) from exc
 
 

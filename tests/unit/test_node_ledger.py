@@ -1,0 +1,208 @@
+"""The ledger as a database that has to last: what it opens, refuses and survives."""
+
+import multiprocessing
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pe_infer.node.ledger as ledger_module
+from pe_infer.errors import Code, NodeError
+from pe_infer.node.entries import NewInstance
+from pe_infer.node.ledger import Ledger
+
+
+def slice_of(number: int = 1, *, series: str = "2.25.2", **changes: Any) -> NewInstance:
+    values: dict[str, Any] = {
+        "study_instance_uid": "2.25.1",
+        "series_instance_uid": series,
+        "sop_instance_uid": f"2.25.3.{number}",
+        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+        "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+        "sha256": f"{number:064x}",
+        "bytes": 10,
+        "file": f"2.25.1/{series}/{number}.dcm",
+        "calling_ae_title": "SCANNER",
+    }
+    return NewInstance(**{**values, **changes})
+
+
+def test_slices_are_there_after_reopening_in_order_of_arrival(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        added = [ledger.add(slice_of(number)) for number in (3, 1, 2)]
+    with Ledger(tmp_path / "l") as ledger:
+        (series,) = ledger.series()
+        assert series.instances == 3
+        assert ledger.instances(series.id) == added
+        assert ledger.instances(series.id, after=added[0].id) == added[1:]
+        assert ledger.count("2.25.1", "2.25.2") == 3
+
+
+def test_a_commit_is_on_disk_when_it_returns(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        ledger.add(slice_of())
+        assert (tmp_path / "l-wal").stat().st_size > 0
+        for pragma, value in (("synchronous", 2), ("foreign_keys", 1)):
+            assert ledger._connection.execute(f"PRAGMA {pragma}").fetchone()[0] == value
+
+
+def test_the_same_instance_with_other_bytes_is_another_entry(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        first = ledger.add(slice_of())
+        assert ledger.add(slice_of()) is None
+        other = ledger.add(slice_of(sha256="f" * 64, file="other"))
+        assert first is not None
+        assert other is not None
+        assert other.id > first.id
+
+
+def test_a_late_slice_reopens_what_was_concluded_and_not_what_is_ignored(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        for series in ("2.25.2", "2.25.9"):
+            ledger.add(slice_of(series=series))
+        judged, ignored = ledger.series()
+        ledger.route(ignored.id, bundle=None, reason="no rule")
+        ledger.conclude(
+            judged.id, version=1, verdict="negative", folder="p", last_instance=1, destinations=()
+        )
+        assert [entry.state for entry in ledger.series()] == ["concluded", "ignored"]
+        for series in ("2.25.2", "2.25.9"):
+            ledger.add(slice_of(2, series=series))
+        assert [entry.state for entry in ledger.series()] == ["receiving", "ignored"]
+
+
+def test_a_ledger_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    Ledger(tmp_path / "l").close()
+    with sqlite3.connect(tmp_path / "l") as connection:
+        connection.execute("PRAGMA user_version = 7")
+    connection.close()
+    with pytest.raises(NodeError, match="version 7"):
+        Ledger(tmp_path / "l")
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "l") as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    connection.close()
+    with pytest.raises(NodeError, match="version 0"):
+        Ledger(tmp_path / "l")
+    with sqlite3.connect(tmp_path / "l") as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+    connection.close()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "l").write_bytes(b"no database" * 100)
+    with pytest.raises(NodeError, match="cannot open") as caught:
+        Ledger(tmp_path / "l")
+    assert caught.value.code is Code.NODE_STATE
+
+
+def test_a_damaged_ledger_is_found_when_it_is_opened(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        for number in range(60):
+            ledger.add(slice_of(number))
+    content = bytearray((tmp_path / "l").read_bytes())
+    content[8192:12288] = b"\xff" * 4096
+    (tmp_path / "l").write_bytes(content)
+    with pytest.raises(NodeError, match=r"damaged|malformed"):
+        Ledger(tmp_path / "l")
+
+
+def test_a_folder_without_a_file_system_for_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NodeError):
+        Ledger(tmp_path / "missing" / "l")
+
+
+def test_a_failed_step_leaves_nothing_and_the_ledger_usable(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        ledger.add(slice_of())
+        with pytest.raises(NodeError, match="UNIQUE"):
+            ledger.add(slice_of(2, file=slice_of().file))
+        assert ledger.count("2.25.1", "2.25.2") == 1
+        assert ledger.add(slice_of(2)) is not None
+
+
+def test_a_full_disk_is_told_apart_and_the_ledger_goes_on_afterwards(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+        ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(NodeError) as caught:
+            for number in range(1000):
+                ledger.add(slice_of(number))
+        assert caught.value.code is Code.NODE_FULL
+        ledger._connection.execute("PRAGMA max_page_count = 1000000")
+        assert ledger.add(slice_of(5000)) is not None
+
+
+def test_a_commit_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "BUSY_S", 0.05)
+    with Ledger(tmp_path / "l") as ledger:
+        ledger._connection.set_authorizer(_no_commit)
+        with pytest.raises(NodeError):
+            ledger.add(slice_of())
+        ledger._connection.set_authorizer(None)
+        assert ledger.series() == []
+        assert ledger.add(slice_of()) is not None
+
+
+def test_a_ledger_that_another_process_holds_is_waited_for_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "BUSY_S", 0.05)
+    with Ledger(tmp_path / "l") as ledger:
+        process, done = _holder(tmp_path / "l")
+        try:
+            with pytest.raises(NodeError, match="locked"):
+                ledger.add(slice_of())
+        finally:
+            done.set()
+            process.join()
+        assert ledger.add(slice_of()) is not None
+
+
+def test_threads_that_add_at_once_enter_each_instance_once(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        new: list[int] = []
+
+        def add() -> None:
+            new.extend(n for n in range(20) if ledger.add(slice_of(n)) is not None)
+
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(new) == list(range(20))
+        assert ledger.count("2.25.1", "2.25.2") == 20
+
+
+def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    ledger.close()
+    with pytest.raises(NodeError, match="closed"):
+        ledger.series()
+
+
+def _no_commit(action: int, operation: str | None, *_: object) -> int:
+    refused = action == sqlite3.SQLITE_TRANSACTION and operation == "COMMIT"
+    return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+
+def _holder(path: Path) -> tuple[Any, Any]:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(path, ready, done))
+    process.start()
+    assert ready.wait(60)
+    return process, done
+
+
+def _hold(path: Path, ready: Any, done: Any) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    ready.set()
+    done.wait(60)
+    connection.close()
