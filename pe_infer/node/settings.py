@@ -1,18 +1,26 @@
-"""What a node is told: a TOML file, environment variables, flags; every option in one place.
+"""What a node is told; every option in one place. `configuration` reads them.
 
-``PE_INFER_NODE__LISTEN__PORT=11113`` and ``--listen.port 11113`` set what ``[listen] port`` sets.
-Flags go before the environment, the environment before the file.
+What has no default has an example, for ``pe-infer serve --print-config``.
 """
 
+import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+ENVIRONMENT: Final = "PE_INFER_NODE__"
 
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x21-\x5b\x5d-\x7e ]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+_SECRETS: Final = ("secret", "secret_file", "secret_variable")
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 Seconds = Annotated[float, Field(gt=0)]
 Network = IPv4Network | IPv6Network
@@ -25,11 +33,11 @@ class _Section(BaseModel):
 class Tls(_Section):
     """Mutual TLS: both sides show a certificate of this authority."""
 
-    certificate: Path
+    certificate: Annotated[Path, Field(examples=["/etc/pe-infer/node.pem"])]
     """This node's certificate, PEM, with the chain."""
-    key: Path
+    key: Annotated[Path, Field(examples=["/etc/pe-infer/node.key"])]
     """Its private key, PEM."""
-    authority: Path
+    authority: Annotated[Path, Field(examples=["/etc/pe-infer/authority.pem"])]
     """Certificates that vouch for the other side, PEM."""
 
 
@@ -95,28 +103,28 @@ class Engine(_Section):
     """auto, openvino, onnxruntime, tensorrt or tensorrt-rtx."""
     precision: Literal["default", "float32"] = "default"
     """float32: nothing is computed in less."""
-    threads: Annotated[int | None, Field(ge=1)] = None
+    threads: Annotated[int | None, Field(ge=1, examples=[4])] = None
     """Of one inference; unset: one per core."""
-    operating_point: str | None = None
+    operating_point: Annotated[str | None, Field(examples=["screening"])] = None
     """One that every bundle has; unset: each bundle's default."""
 
 
 class Route(_Section):
     """A rule: all that it names has to hold. Patterns are shell patterns, in any case."""
 
-    bundle: str
+    bundle: Annotated[str, Field(examples=["pe"])]
     """Name or folder of the bundle; "ignore": keep the slices, judge nothing."""
-    modality: str | None = None
+    modality: Annotated[str | None, Field(examples=["CT"])] = None
     """Pattern for Modality."""
-    body_part: str | None = None
+    body_part: Annotated[str | None, Field(examples=["CHEST*"])] = None
     """Pattern for BodyPartExamined."""
-    protocol: str | None = None
+    protocol: Annotated[str | None, Field(examples=["*angio*"])] = None
     """Pattern for ProtocolName."""
-    description: str | None = None
+    description: Annotated[str | None, Field(examples=["*1.0 mm*"])] = None
     """Pattern for SeriesDescription or StudyDescription."""
-    calling_ae_title: str | None = None
+    calling_ae_title: Annotated[str | None, Field(examples=["CT_*"])] = None
     """Pattern for the sender's AE title."""
-    max_thickness_mm: Annotated[float | None, Field(gt=0)] = None
+    max_thickness_mm: Annotated[float | None, Field(gt=0, examples=[2.0])] = None
     """Largest SliceThickness."""
 
 
@@ -146,13 +154,18 @@ class Retry(_Section):
 class DicomDestination(_Section):
     """A C-STORE SCP, such as a PACS."""
 
-    kind: Literal["dicom"]
-    name: Name
-    """For logs and ``node status``; unique."""
-    host: str
-    port: Port
-    ae_title: AeTitle
+    kind: Annotated[Literal["dicom"], Field(examples=["dicom"])]
+    """A C-STORE SCP."""
+    name: Annotated[Name, Field(examples=["pacs"])]
+    """For logs, metrics and ``node status``; unique."""
+    host: Annotated[str, Field(examples=["pacs.example"])]
+    """Its address."""
+    port: Annotated[Port, Field(examples=[104])]
+    """Its port."""
+    ae_title: Annotated[AeTitle, Field(examples=["PACS"])]
+    """Its AE title."""
     tls: Tls | None = None
+    """Without it, the connection is not encrypted."""
     alerts: bool = True
     """Whether provisional alerts go there too, as preliminary reports."""
     commitment: bool = False
@@ -164,21 +177,51 @@ class DicomDestination(_Section):
 class FolderDestination(_Section):
     """A folder that gets a folder for every alert and result."""
 
-    kind: Literal["folder"]
-    name: Name
-    path: Path
+    kind: Annotated[Literal["folder"], Field(examples=["folder"])]
+    """A folder."""
+    name: Annotated[Name, Field(examples=["results"])]
+    """For logs, metrics and ``node status``; unique."""
+    path: Annotated[Path, Field(examples=["/srv/pe-infer/results"])]
+    """Where it is."""
 
 
 class WebhookDestination(_Section):
     """An URL that gets a POST of JSON for every alert, withdrawal and result."""
 
-    kind: Literal["webhook"]
-    name: Name
-    url: Annotated[str, Field(pattern=r"^https?://")]
-    secret: SecretStr | None = None
-    """Key of the HMAC-SHA256 of the body in X-PE-Infer-Signature."""
+    kind: Annotated[Literal["webhook"], Field(examples=["webhook"])]
+    """A webhook."""
+    name: Annotated[Name, Field(examples=["console"])]
+    """For logs, metrics and ``node status``; unique."""
+    url: Annotated[str, Field(pattern=r"^https?://", examples=["https://console.example/pe-infer"])]
+    """Where to POST."""
+    secret: Annotated[SecretStr | None, Field(examples=["a long random text"])] = None
+    """Key of the HMAC-SHA256 of the body in X-PE-Infer-Signature. Better kept elsewhere:"""
+    secret_file: Annotated[Path | None, Field(examples=["/etc/pe-infer/console.secret"])] = None
+    """File that holds it, instead of ``secret``."""
+    secret_variable: Annotated[str | None, Field(examples=["CONSOLE_SECRET"])] = None
+    """Environment variable that holds it, instead of ``secret``."""
     attention_maps: bool = False
     """Whether the JSON holds the attention maps, some 5 kB per slab."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_the_secret(cls, told: Any) -> Any:
+        if not isinstance(told, dict):
+            return told
+        places = [name for name in _SECRETS if told.get(name) is not None]
+        if len(places) > 1:
+            raise ValueError(f"{places} are all given: keep one")
+        if places == ["secret_file"]:
+            try:
+                return {**told, "secret": Path(told["secret_file"]).read_text().strip()}
+            except (OSError, TypeError, UnicodeError) as exc:
+                raise ValueError(f"secret_file={told['secret_file']!r}: {exc}") from exc
+        if places == ["secret_variable"]:
+            name = str(told["secret_variable"])
+            if not os.environ.get(name):
+                raise ValueError(f"secret_variable={name!r}: the environment does not have it")
+            return {**told, "secret": os.environ[name]}
+        return told
 
 
 Destination = Annotated[
@@ -194,14 +237,16 @@ class Operations(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 11180
     """Its port; 0: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe lines that are written: debug, info, warning or error."""
     log_format: Literal["json", "text"] = "json"
+    """json: a line of JSON per event, on standard error; text: for people."""
 
 
 class Retention(_Section):
     """When slices and results go: of series that are concluded or ignored, and delivered."""
 
-    hours: Annotated[float | None, Field(ge=0)] = 72.0
-    """After the last slice; unset: never."""
+    hours: Annotated[float, Field(ge=0)] | Literal["never"] = 72.0
+    """After the last slice; or "never"."""
 
 
 class NodeSettings(BaseSettings):
@@ -211,11 +256,10 @@ class NodeSettings(BaseSettings):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
-        env_prefix="PE_INFER_NODE__",
-        env_nested_delimiter="__",
+        cli_avoid_json=False,
     )
 
-    state_dir: Path
+    state_dir: Annotated[Path, Field(examples=["/var/lib/pe-infer"])]
     """Folder for slices, results and the ledger; private to the user that runs the node."""
     listen: Listen = Listen()
     limits: Limits = Limits()
@@ -227,6 +271,19 @@ class NodeSettings(BaseSettings):
     """[[destinations]], each with kind, name and what its kind needs."""
     operations: Operations = Operations()
     retention: Retention = Retention()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what is given and nothing else: `configuration` looks at the environment."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
