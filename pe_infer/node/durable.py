@@ -1,6 +1,7 @@
 """Files that are whole and there after a power failure: write, fsync, rename, fsync the folder."""
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -74,6 +75,51 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, scratch: Path) -
             sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Have a folder that stays where it is until the end; it is made if it is missing.
+
+    Raises:
+        NodeError: It cannot be made.
+    """
+    while True:
+        make_private_folder(folder)
+        with _lock(folder, fcntl.LOCK_SH) as there:
+            if there:
+                yield
+                return
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[bool]:
+    """Wait until nobody holds a folder, in any process, and keep others from it until the end.
+
+    Yields:
+        Whether it is there.
+    """
+    with _lock(folder, fcntl.LOCK_EX) as there:
+        yield there
+
+
+@contextmanager
+def _lock(folder: Path, how: int) -> Iterator[bool]:
+    """Lock a folder; false if it is not there, or not there any more when it is locked."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, how)
+        try:
+            there = os.path.samestat(os.fstat(descriptor), folder.stat())
+        except FileNotFoundError:
+            there = False
+        yield there
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

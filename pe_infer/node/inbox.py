@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from pe_infer.errors import Code, NodeError
-from pe_infer.node.durable import make_private_folder, write_file
+from pe_infer.node.durable import held, make_private_folder, write_file
 from pe_infer.node.entries import Instance, NewInstance
 from pe_infer.node.ledger import Ledger
 
 _UID: Final = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _MAX_UID: Final = 64
-_FILES: Final = "slices"
+FILES: Final = "slices"
 _SCRATCH: Final = "arriving"
 
 
@@ -59,7 +59,7 @@ class Inbox:
             NodeError: The folder cannot be used.
         """
         self._ledger = ledger
-        self._files = folder / _FILES
+        self._files = folder / FILES
         self._scratch = folder / _SCRATCH
         make_private_folder(self._files)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -90,9 +90,9 @@ class Inbox:
             checked_uid(header.series_instance_uid, "SeriesInstanceUID"),
         )
         name = f"{checked_uid(header.sop_instance_uid, 'SOPInstanceUID')}-{digest[:16]}.dcm"
-        make_private_folder(self._files / folder)
-        write_file(self._files / folder / name, content, scratch=self._scratch)
-        return self._enter(header, digest, len(content), folder / name, calling_ae_title)
+        with held(self._files / folder):
+            write_file(self._files / folder / name, content, scratch=self._scratch)
+            return self._enter(header, digest, len(content), folder / name, calling_ae_title)
 
     def recover(self, read: Callable[[Path], Header | None]) -> int:
         """Enter files that are whole and not in the ledger: the process ended before it was.
@@ -112,13 +112,6 @@ class Inbox:
             digest = hashlib.sha256(content).hexdigest()
             entered += self._enter(header, digest, len(content), file, "") is not None
         return entered
-
-    def remove(self, study_instance_uid: str, series_instance_uid: str) -> None:
-        """Delete the slices of a series that the ledger has forgotten."""
-        folder = self._files / study_instance_uid / series_instance_uid
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
 
     def _enter(
         self, header: Header, digest: str, size: int, file: Path, calling_ae_title: str
