@@ -73,7 +73,7 @@ class Watch:
 
     def alias(self, uid: str) -> str:
         """Stands for a UID in logs."""
-        return hmac.new(self._key, uid.encode(), hashlib.sha256).hexdigest()[:_ALIAS_CHARACTERS]
+        return alias_of(uid, self._key)
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"pe_infer_node_{name}", documentation, labels, registry=self.registry)
@@ -87,3 +87,8 @@ class Watch:
         return Histogram(
             f"pe_infer_node_{name}", documentation, registry=self.registry, buckets=buckets
         )
+
+
+def alias_of(uid: str, key: bytes) -> str:
+    """Stands for a UID in logs of the node that has the key."""
+    return hmac.new(key, uid.encode(), hashlib.sha256).hexdigest()[:_ALIAS_CHARACTERS]
