@@ -1,20 +1,20 @@
 """A node as a program: signals, and what a service manager is told."""
 
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
 import traceback
+from types import FrameType
 from typing import Final
 
 from pe_infer.node.node import Node
 from pe_infer.node.settings import NodeSettings
 
-_ENDING: Final = {signal.SIGTERM, signal.SIGINT}
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _PRIVATE: Final = 0o077
-_SIGNALLED: Final = 128  # exit status of a program that a signal has ended
-_IDLE_S: Final = 3600.0
 _US_PER_S: Final = 1e6
 
 
@@ -31,20 +31,33 @@ def serve(settings: NodeSettings) -> None:
         PeInferError: As `Node.start`.
     """
     os.umask(_PRIVATE)
-    ending = threading.Event()
-    # All threads are started after this: only the one that waits for these signals gets them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    waiter = threading.Thread(target=_await_signals, args=(ending,), name="signals", daemon=True)
-    waiter.start()
+    # Of all ways to wake a thread, this one may be used by a signal handler.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        for ending in _ENDING:
+            signal.signal(ending, signal.SIG_DFL)
+        signals.put(number)
+
+    for ending in _ENDING:
+        signal.signal(ending, handle)
     node = Node(settings)
     threading.excepthook = lambda raised: _report(node, raised)
     with node:
         notify("READY=1")
-        beat_s = int(os.environ.get("WATCHDOG_USEC") or 0) / _US_PER_S / 2
-        while not ending.wait(beat_s or _IDLE_S):
-            if beat_s and not node.problems():
+        beat_s = int(os.environ.get("WATCHDOG_USEC") or 0) / _US_PER_S / 2 or None
+        while not _signalled(signals, beat_s):
+            if not node.problems():
                 notify("WATCHDOG=1")
         notify("STOPPING=1")
+
+
+def _signalled(signals: "queue.SimpleQueue[int]", timeout_s: float | None) -> bool:
+    try:
+        signals.get(timeout=timeout_s)
+    except queue.Empty:
+        return False
+    return True
 
 
 def notify(state: str) -> None:
@@ -56,12 +69,6 @@ def notify(state: str) -> None:
         address = f"\0{address[1:]}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.sendto(state.encode(), address)
-
-
-def _await_signals(ending: threading.Event) -> None:
-    signal.sigwait(_ENDING)
-    ending.set()
-    os._exit(_SIGNALLED + signal.sigwait(_ENDING))
 
 
 def _report(node: Node, raised: threading.ExceptHookArgs) -> None:
