@@ -17,7 +17,7 @@ from pe_infer.dicom.intake import read_intake_header
 from pe_infer.errors import PeInferError
 from pe_infer.node.inbox import Header, Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.operations import Operations
+from pe_infer.node.operations import OperationsServer
 from pe_infer.node.outbox import Outbox
 from pe_infer.node.receiver import Receiver
 from pe_infer.node.retention import PARCELS, Retention
@@ -27,7 +27,7 @@ from pe_infer.node.state import StateFolder
 from pe_infer.node.studies import Studies
 from pe_infer.node.watch import Watch
 
-STOP_S: Final = {"receiver": 5.0, "studies": 10.0, "outbox": 5.0, "operations": 2.0}
+STOP_S: Final = {"receiver": 5.0, "studies": 10.0, "outbox": 5.0}
 _HOUSEKEEPING_S: Final = 30.0
 _SECONDS_PER_HOUR: Final = 3600.0
 _LARGE_SLICES: Final = 1000
@@ -51,6 +51,7 @@ class Node:
         self._threads = _Threads()
         self._stopping = threading.Event()
         self._ready = False
+        self._studies: Studies | None = None
         self.watch: Watch
 
     def __enter__(self) -> Self:
@@ -89,8 +90,8 @@ class Node:
         """Whether it listens."""
         return self._ready and not self._stopping.is_set()
 
-    def problems(self) -> list[str]:
-        """What has to be mended before it works as it should; empty: it does. No patient data."""
+    def problems(self) -> Mapping[str, str]:
+        """What is broken, by name; empty: nothing."""
         return self._threads.ended()
 
     def stop(self) -> None:
@@ -102,6 +103,14 @@ class Node:
             self.watch.log.info("stopping")
         self._stopping.set()
         self._stack.close()
+
+    def _unready(self) -> Mapping[str, str]:
+        """Why slices cannot be taken."""
+        if not self.ready():
+            return {"node": "it stops" if self._stopping.is_set() else "it starts"}
+        if self._studies is not None and not self._studies.room():
+            return {"studies": "limits.waiting_slices slices wait to be judged"}
+        return self.problems()
 
     def _start(self, stack: ExitStack) -> None:
         settings = self._settings
@@ -121,16 +130,20 @@ class Node:
             watch.log.info("slices on disk entered", slices=entered)
         stack.callback(self._threads.forget)
         with self._threads.of("operations"):
-            page = Operations(operations, watch, ready=self.ready, problems=self.problems)
-            page.start()
-            stack.callback(page.stop, STOP_S["operations"])
+            pages = OperationsServer(
+                operations, watch, health=self.problems, readiness=self._unready
+            )
+            pages.start()
+            stack.callback(pages.stop)
         with self._threads.of("detectors"):
             detectors = stack.enter_context(
                 _detectors(settings.routing, settings.engine, settings.limits.open_studies, watch)
             )
         parcels = settings.state_dir / PARCELS
         outbox = Outbox(settings, ledger, parcels, watch)
-        studies = Studies(settings, ledger, inbox, parcels, detectors, watch, outbox.wake)
+        studies = self._studies = Studies(
+            settings, ledger, inbox, parcels, detectors, watch, outbox.wake
+        )
         receiver = Receiver(settings, inbox, studies, watch, outbox.commitment)
         with self._threads.of("outbox"):
             outbox.start()
@@ -150,7 +163,7 @@ class Node:
         stopping = threading.Event()
 
         def run() -> None:
-            reported: list[str] = []
+            reported: Mapping[str, str] = {}
             while True:
                 reported = self._look_after(retention, reported)
                 if stopping.wait(_HOUSEKEEPING_S):
@@ -164,7 +177,7 @@ class Node:
             stopping.set()
             thread.join()
 
-    def _look_after(self, retention: Retention, reported: list[str]) -> list[str]:
+    def _look_after(self, retention: Retention, reported: Mapping[str, str]) -> Mapping[str, str]:
         watch = self.watch
         hours = self._settings.retention.hours
         try:
@@ -176,9 +189,8 @@ class Node:
         except (OSError, PeInferError) as exc:
             watch.log.warning("housekeeping failed", error=type(exc).__name__)
         found = self.problems()
-        for problem in found:
-            if problem not in reported:
-                watch.log.error("not healthy", problem=problem)
+        for name in found.keys() - reported.keys():
+            watch.log.error("not healthy", part=name, problem=found[name])
         return found
 
 
@@ -203,15 +215,15 @@ class _Threads:
         with self._lock:
             self._of.clear()
 
-    def ended(self) -> list[str]:
-        """Those that have ended and should not."""
+    def ended(self) -> dict[str, str]:
+        """Parts of which threads have ended."""
         with self._lock:
-            return sorted(
-                f"{part}: thread {thread.name!r} has ended; restart the node"
+            return {
+                part: f"thread {thread.name!r} has ended; restart the node"
                 for part, threads in self._of.items()
                 for thread in threads
                 if not thread.is_alive()
-            )
+            }
 
 
 def bundles_of(routing: Routing) -> list[str]:
