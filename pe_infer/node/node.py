@@ -17,7 +17,7 @@ from pe_infer.dicom.intake import read_intake_header
 from pe_infer.errors import PeInferError
 from pe_infer.node.inbox import Header, Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.operations import OperationsServer
+from pe_infer.node.operations import Operations
 from pe_infer.node.outbox import Outbox
 from pe_infer.node.receiver import Receiver
 from pe_infer.node.retention import PARCELS, Retention
@@ -27,7 +27,7 @@ from pe_infer.node.state import StateFolder
 from pe_infer.node.studies import Studies
 from pe_infer.node.watch import Watch
 
-STOP_S: Final = {"receiver": 5.0, "studies": 10.0, "outbox": 5.0}
+STOP_S: Final = {"receiver": 5.0, "studies": 10.0, "outbox": 5.0, "operations": 2.0}
 _HOUSEKEEPING_S: Final = 30.0
 _SECONDS_PER_HOUR: Final = 3600.0
 _LARGE_SLICES: Final = 1000
@@ -50,7 +50,7 @@ class Node:
         self._stack = ExitStack()
         self._threads = _Threads()
         self._stopping = threading.Event()
-        self._ready = False
+        self._listens = False
         self._studies: Studies | None = None
         self.watch: Watch
 
@@ -81,17 +81,22 @@ class Node:
         with ExitStack() as stack:
             self._start(stack)
             self._stack = stack.pop_all()
-        self._ready = True
+        self._listens = True
         listen = self._settings.listen
         event = f"listening on {listen.host}:{listen.port}"
         self.watch.log.info(event, ae_title=listen.ae_title, tls=listen.tls is not None)
 
     def ready(self) -> bool:
-        """Whether it listens."""
-        return self._ready and not self._stopping.is_set()
+        """Whether slices are taken: it listens, and has room."""
+        return (
+            self._listens
+            and not self._stopping.is_set()
+            and self._studies is not None
+            and self._studies.room()
+        )
 
-    def problems(self) -> Mapping[str, str]:
-        """What is broken, by name; empty: nothing."""
+    def problems(self) -> list[str]:
+        """What is broken; empty: nothing. No patient data."""
         return self._threads.ended()
 
     def stop(self) -> None:
@@ -99,18 +104,10 @@ class Node:
 
         What is not done is done after the next start.
         """
-        if self._ready and not self._stopping.is_set():
+        if self._listens and not self._stopping.is_set():
             self.watch.log.info("stopping")
         self._stopping.set()
         self._stack.close()
-
-    def _unready(self) -> Mapping[str, str]:
-        """Why slices cannot be taken."""
-        if not self.ready():
-            return {"node": "it stops" if self._stopping.is_set() else "it starts"}
-        if self._studies is not None and not self._studies.room():
-            return {"studies": "limits.waiting_slices slices wait to be judged"}
-        return self.problems()
 
     def _start(self, stack: ExitStack) -> None:
         settings = self._settings
@@ -130,11 +127,9 @@ class Node:
             watch.log.info("slices on disk entered", slices=entered)
         stack.callback(self._threads.forget)
         with self._threads.of("operations"):
-            pages = OperationsServer(
-                operations, watch, health=self.problems, readiness=self._unready
-            )
+            pages = Operations(operations, watch, ready=self.ready, problems=self.problems)
             pages.start()
-            stack.callback(pages.stop)
+            stack.callback(pages.stop, STOP_S["operations"])
         with self._threads.of("detectors"):
             detectors = stack.enter_context(
                 _detectors(settings.routing, settings.engine, settings.limits.open_studies, watch)
@@ -163,7 +158,7 @@ class Node:
         stopping = threading.Event()
 
         def run() -> None:
-            reported: Mapping[str, str] = {}
+            reported: list[str] = []
             while True:
                 reported = self._look_after(retention, reported)
                 if stopping.wait(_HOUSEKEEPING_S):
@@ -177,7 +172,7 @@ class Node:
             stopping.set()
             thread.join()
 
-    def _look_after(self, retention: Retention, reported: Mapping[str, str]) -> Mapping[str, str]:
+    def _look_after(self, retention: Retention, reported: list[str]) -> list[str]:
         watch = self.watch
         hours = self._settings.retention.hours
         try:
@@ -189,8 +184,9 @@ class Node:
         except (OSError, PeInferError) as exc:
             watch.log.warning("housekeeping failed", error=type(exc).__name__)
         found = self.problems()
-        for name in found.keys() - reported.keys():
-            watch.log.error("not healthy", part=name, problem=found[name])
+        for problem in found:
+            if problem not in reported:
+                watch.log.error("not healthy", problem=problem)
         return found
 
 
@@ -215,15 +211,15 @@ class _Threads:
         with self._lock:
             self._of.clear()
 
-    def ended(self) -> dict[str, str]:
-        """Parts of which threads have ended."""
+    def ended(self) -> list[str]:
+        """Those that have ended and should not."""
         with self._lock:
-            return {
-                part: f"thread {thread.name!r} has ended; restart the node"
+            return sorted(
+                f"{part}: thread {thread.name!r} has ended; restart the node"
                 for part, threads in self._of.items()
                 for thread in threads
                 if not thread.is_alive()
-            }
+            )
 
 
 def bundles_of(routing: Routing) -> list[str]:
