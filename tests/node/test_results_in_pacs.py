@@ -73,7 +73,7 @@ def test_report_key_images_and_attention_arrive_in_the_study(
         verdict = run("dciodvfy", path).stdout
         assert "Error" not in verdict, f"{found['SOPClassUID']}:\n{verdict}"
         if found["SOPClassUID"] == REPORT:
-            text = checked("dsrdump", path)
+            text = checked("dsrdump", "+Pc", path)
             for said in (
                 "Intracranial hemorrhage",
                 '52101004,SCT,"Present"',
