@@ -254,6 +254,7 @@ class Node:
             "retry__timeout_s": 20,
             **told,
         }
+        self.state = Path(str(self._told["state_dir"]))
         folder.mkdir(exist_ok=True)
         self.results.mkdir(exist_ok=True)
         self.send_to({"kind": "folder", "name": "results", "path": str(self.results)})
@@ -310,9 +311,13 @@ class Node:
             self.kill()
 
     def status(self) -> dict[str, Any]:
-        command = [sys.executable, "-m", "pe_infer", "node", "status", "--json"]
-        document: dict[str, Any] = json.loads(checked(*command, "--state-dir", self.state))
+        arguments = ("status", "--json", "--state-dir", self.state)
+        document: dict[str, Any] = json.loads(checked(*self.command(), *arguments))
         return document
+
+    @staticmethod
+    def command() -> list[str]:
+        return [sys.executable, "-m", "pe_infer", "node"]
 
     def page(self, name: str) -> tuple[int, str]:
         """A page of its operations."""
