@@ -37,7 +37,7 @@ def need(*programs: str) -> None:
         )
 
 
-def wait_for(what: str, look: Callable[[], T | None], *, timeout_s: float = 120.0) -> T:
+def wait_for(what: str, look: Callable[[], T | None], *, timeout_s: float = 300.0) -> T:
     """What ``look`` finds; an error if it finds nothing in time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

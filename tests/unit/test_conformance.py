@@ -70,7 +70,7 @@ def test_statuses_of_c_store_are_those_of_the_receiver() -> None:
     named = {name for row in rows for name in re.findall(r"`limits\.(\w+)`", row[2])}
     source = Path(receiver.__file__).read_text()
     assert named - {"free_disk_bytes", "slices_per_series", "waiting_slices"} == set(
-        re.findall(r'\("(\w+)", header', source)
+        re.findall(r'\("([a-z_]+)", header', source)
     )
 
 
