@@ -117,6 +117,7 @@ def _bundle(settings: NodeSettings, name: str) -> str:
 
 def _echo(settings: NodeSettings, to: DicomDestination) -> str:
     seconds = settings.retry.timeout_s
+    _connect(to.host, to.port, seconds)
     ae = AE(ae_title=settings.listen.ae_title)
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = seconds
     ae.add_requested_context(Verification)
@@ -125,7 +126,7 @@ def _echo(settings: NodeSettings, to: DicomDestination) -> str:
     address = f"{to.ae_title} at {to.host}:{to.port}"
     if not association.is_established:
         raise NodeError(
-            f"{address}: no association. Check address, port, AE titles and certificates of both.",
+            f"{address}: no association. Check the AE titles, and the certificates, of both.",
             code=Code.NODE_NETWORK,
         )
     status = association.send_c_echo().get("Status")
@@ -138,11 +139,15 @@ def _echo(settings: NodeSettings, to: DicomDestination) -> str:
 def _connection(settings: NodeSettings, to: WebhookDestination) -> str:
     url = urlsplit(to.url)
     host, port = url.hostname or "", url.port or _PORTS[url.scheme]
+    _connect(host, port, settings.retry.timeout_s)
+    return f"{host}:{port} can be connected to"
+
+
+def _connect(host: str, port: int, timeout_s: float) -> None:
     try:
-        socket.create_connection((host, port), timeout=settings.retry.timeout_s).close()
+        socket.create_connection((host, port), timeout=timeout_s).close()
     except OSError as exc:
         raise NodeError(
-            f"{host}:{port}: {exc.strerror or exc}. Check the URL, and that it can be reached.",
+            f"{host}:{port}: {exc.strerror or exc}. Check address and port, and what lies between.",
             code=Code.NODE_NETWORK,
         ) from exc
-    return f"{host}:{port} can be connected to"

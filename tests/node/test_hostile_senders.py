@@ -2,14 +2,13 @@
 
 import shutil
 import socket
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 from node_peers import Node, Study, checked, echo, need, store, wait_for
-from pynetdicom import AE
+from pynetdicom import AE, _config
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -23,7 +22,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Node
     """One node for all: what one sender does must not harm the next."""
     need("storescu")
     node = Node(
-        tmp_path_factory.mktemp("hostile"),
+        tmp_path_factory.mktemp("hostile") / "node",
         cache,
         listen__idle_s=IDLE_S,
         listen__associations=ASSOCIATIONS,
@@ -61,10 +60,8 @@ def outside(node: Node) -> set[Path]:
     "changes",
     [
         ["-m", "Rows=65535", "-m", "Columns=65535"],
-        ["-m", "NumberOfFrames=2000000000"],
         ["-i", "NumberOfFrames=2000000000"],
         ["-m", "Rows=0"],
-        ["-m", "BitsAllocated=64"],
         ["-m", "StudyInstanceUID=../../../../../../tmp/escaped"],
         ["-m", "SeriesInstanceUID=1.2/../../../escaped"],
         ["-m", "SeriesInstanceUID=.."],
@@ -87,8 +84,9 @@ def test_a_header_that_makes_no_sense_is_refused(
 
 
 def test_a_data_set_in_another_encoding_than_agreed_is_refused(
-    node: Node, negative: Study, tmp_path: Path
+    node: Node, negative: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", True)  # the bytes as they are
     path = tmp_path / "lying.dcm"
     content = negative.files[0].read_bytes()
     said, lie = (uid.encode().ljust(20, b"\0") for uid in (EXPLICIT, IMPLICIT))
@@ -98,7 +96,7 @@ def test_a_data_set_in_another_encoding_than_agreed_is_refused(
     ae.add_requested_context(CT, IMPLICIT)
     association = ae.associate("127.0.0.1", node.port, ae_title="PE_INFER")
     assert association.is_established
-    status = association.send_c_store(path)  # the bytes as they are
+    status = association.send_c_store(path)
     association.release()
     assert status.get("Status") != 0x0000
     node.assert_works()
@@ -113,11 +111,10 @@ def test_truncated_pixels_are_no_negative_study(
     pixels = tmp_path / "pixels"
     pixels.write_bytes(bytes(1000))
     checked("dcmodify", "-nb", "-nmu", "-mf", f"PixelData={pixels}", files[10])
-    sent = store(node.port, files)
+    assert store(node.port, files).acknowledged == files  # its header is right
     document = node.result(negative)
-    if files[10] in sent.acknowledged:
-        assert document["result"] is None or document["result"]["status"] == "not_processed"
-    assert not document.get("result", {}).get("positive")
+    assert document["not_processed"]["code"] == "dicom.undecodable_pixels"
+    assert "result" not in document
     node.assert_works()
 
 
@@ -130,7 +127,9 @@ def test_clients_that_say_nothing_are_cut_off(node: Node) -> None:
         wait_for("C-ECHO beside silent clients", lambda: echo(node.port), timeout_s=60)
         for sock in silent:
             sock.settimeout(10 * IDLE_S)
-            assert sock.recv(1) == b"" or sock.recv(100) is not None
+            with suppress(ConnectionResetError):  # which is an end too
+                while sock.recv(100):  # an A-ABORT may come before the end
+                    pass
     node.assert_works()
 
 
@@ -153,8 +152,7 @@ def test_what_is_no_dicom_ends_nothing_but_its_connection(node: Node, said: byte
 
 
 def test_a_study_after_all_this_is_judged(node: Node, positive: Study) -> None:
-    with warnings.catch_warnings():
-        assert store(node.port, positive.files).acknowledged == positive.files
+    assert store(node.port, positive.files).acknowledged == positive.files
     assert node.result(positive)["result"]["positive"]
     memory_kb = int(
         next(
