@@ -182,7 +182,7 @@ def beside_dcmtk(folder: Path, cache: Path, study: Study) -> dict[str, float]:
 
 
 def percentiles(values: Sequence[float]) -> str:
-    if len(values) < 2:  # noqa: PLR2004  quantiles need two
+    if len(values) < 2:
         return str(list(values))
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     return ", ".join(f"p{n} {cuts[n - 1]:.2f}" for n in (50, 90, 99)) + f", max {max(values):.2f}"
