@@ -107,6 +107,7 @@ class Node:
         if self._listens and not self._stopping.is_set():
             self.watch.log.info("stopping")
         self._stopping.set()
+        self._threads.forget()
         self._stack.close()
 
     def _start(self, stack: ExitStack) -> None:
@@ -125,7 +126,6 @@ class Node:
         inbox = Inbox(settings.state_dir, ledger)
         if entered := inbox.recover(_header):
             watch.log.info("slices on disk entered", slices=entered)
-        stack.callback(self._threads.forget)
         with self._threads.of("operations"):
             pages = Operations(operations, watch, ready=self.ready, problems=self.problems)
             pages.start()

@@ -1,18 +1,24 @@
-"""docs/conformance.md says what the program does."""
+"""docs/conformance.md, docs/node.md and the systemd unit say what the program does."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit
 from pynetdicom import DEFAULT_TRANSFER_SYNTAXES
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
+from typer.testing import CliRunner
 
+from pe_infer.cli import app as command_line
 from pe_infer.dicom import storage_contexts
 from pe_infer.dicom.results import envelope, report
 from pe_infer.errors import Code
 from pe_infer.node import commitment, receiver
 from pe_infer.node.configuration import options
+from pe_infer.node.node import STOP_S
+from pe_infer.node.settings import NodeSettings
+from pe_infer.node.watch import Watch
 from pe_infer.node.destinations import dicom as storing
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -129,3 +135,47 @@ def test_every_option_that_is_named_exists(name: str) -> None:
 def test_no_code_of_an_error_is_promised_that_does_not_exist() -> None:
     promised = set(re.findall(r"`((?:node|dicom|series|scope)\.[a-z_]+)`", TEXT))
     assert promised <= {str(code) for code in Code}
+
+
+# docs/node.md and docs/pe-infer-node.service
+
+GUIDE = (DOCUMENT.parent / "node.md").read_text(encoding="utf-8")
+UNIT = (DOCUMENT.parent / "pe-infer-node.service").read_text(encoding="utf-8")
+
+
+def test_the_guide_explains_every_metric_and_no_other() -> None:
+    rows = re.findall(r"(?m)^\| ((?:`[a-z_]+(?:\{[a-z,]+\})?`(?:, )?)+) \|", GUIDE)
+    told = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
+    known = {
+        metric.name.removeprefix("pe_infer_node_") + ("_total" if metric.type == "counter" else "")
+        for metric in Watch(b"key").registry.collect()
+    }
+    assert {name for name in told if name in known or name.endswith("_total")} == known
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL), ids=lambda block: block[:20]
+)
+def test_the_settings_in_the_guide_are_settings(block: str) -> None:
+    told = {"state_dir": "/var/lib/pe-infer", **tomllib.loads(block)}
+    NodeSettings.model_validate(told)
+
+
+def test_the_guide_names_commands_and_flags_that_exist() -> None:
+    for command in ("status", "replay", "purge"):
+        said = CliRunner().invoke(command_line.app, ["node", command, "--help"]).output
+        for row in re.findall(rf"`pe-infer node {command}([^`]*)`", GUIDE):
+            for flag in re.findall(r"--[a-z-]+", row):
+                assert flag in said
+    assert set(re.findall(r"`pe-infer node (\w+)", GUIDE)) == {"status", "replay", "purge"}
+
+
+def test_the_unit_fits_the_program() -> None:
+    told = dict(re.findall(r"(?m)^(\w+)=(.*)$", UNIT))
+    assert told["Type"] == "notify"
+    assert told["KillSignal"] == "SIGTERM"
+    assert int(told["TimeoutStopSec"]) > sum(STOP_S.values())
+    assert told["StateDirectoryMode"] == "0700"
+    variables = re.findall(r"(?m)^Environment=(PE_INFER_NODE__\w+)=", UNIT)
+    assert variables
+    assert set(variables) <= {option.variable for option in options()}
