@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-cpp test-dist test-export test-tensorrt lint format schemas gpu-tables bench clean
+.PHONY: help demo test test-cpp test-dist test-export test-tensorrt test-node soak lint format schemas \
+  gpu-tables bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,8 +45,8 @@ $(VENV)/lint: $(VENV)/test
 demo: $(VENV)/installed  ## make a phantom study, stream it, print the verdict
 	$(BIN)/pe-infer demo
 
-test: test-cpp $(VENV)/test  ## everything that needs no GPU, no PyTorch and no TensorRT
-	$(BIN)/python -m pytest --ignore=tests/export --ignore=tests/tensorrt
+test: test-cpp $(VENV)/test  ## everything that needs no GPU, no PyTorch, no TensorRT and no peers
+	$(BIN)/python -m pytest --ignore=tests/export --ignore=tests/tensorrt --ignore=tests/node
 
 test-cpp: $(VENV)/made  ## the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer
 	mkdir -p build
@@ -73,6 +74,12 @@ test-export: $(VENV)/export $(VENV)/lint  ## what needs PyTorch: models, export 
 
 test-tensorrt: $(VENV)/tensorrt  ## real TensorRT for RTX engines, CUDA kernels compiled (proprietary licences; no GPU)
 	$(BIN)/python -m pytest tests/tensorrt
+
+test-node: $(VENV)/test  ## the DICOM node with real peers: DCMTK, Orthanc
+	$(BIN)/python -m pytest --timeout=900 tests/node
+
+soak: $(VENV)/test  ## the node under load, killed 20 times; SOAK_MINUTES=10
+	PYTHONPATH=tests $(BIN)/python tests/node/soak.py
 
 lint: $(VENV)/lint  ## ruff, mypy, clang-format
 	$(BIN)/ruff format --check .

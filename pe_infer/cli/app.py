@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from pe_infer.cli import bundles_command
+from pe_infer.cli import bundles_command, node_command
 from pe_infer.cli.build_command import build_command
 from pe_infer.cli.demo_command import demo_command
 from pe_infer.cli.detect_command import detect_command
@@ -14,6 +14,7 @@ from pe_infer.cli.doctor_command import doctor_command
 from pe_infer.cli.inspect_command import inspect_command
 from pe_infer.cli.layout import printable
 from pe_infer.cli.phantom_command import phantom_command
+from pe_infer.cli.serve_command import serve_command
 from pe_infer.errors import ConfigurationError, PeInferError
 
 _EXIT_CODES: Final = (
@@ -36,6 +37,10 @@ app.command("inspect")(inspect_command)
 app.command("phantom")(phantom_command)
 app.add_typer(bundles_command.app, name="bundles")
 app.command("build")(build_command)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    serve_command
+)
+app.add_typer(node_command.app, name="node")
 app.command("doctor")(doctor_command)
 
 

@@ -39,7 +39,7 @@ _OPEN: Final = (
 )
 _SCHEMA: Final = """
 CREATE TABLE series (
-  id INTEGER PRIMARY KEY,
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
   study_instance_uid TEXT NOT NULL,
   series_instance_uid TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('receiving', 'concluded', 'ignored')),
@@ -99,6 +99,11 @@ _END_SERIES: Final = (  # unless a slice came after the one of that number
 _SELECT_DELIVERIES: Final = (
     "SELECT deliveries.*, series_id, kind, version, verdict, folder, made_at "
     "FROM deliveries JOIN parcels ON parcels.id = parcel_id"
+)
+_SETTLED: Final = (
+    "state <> 'receiving' AND NOT EXISTS (SELECT 1 FROM deliveries JOIN parcels "
+    "ON parcels.id = parcel_id WHERE series_id = series.id "
+    "AND deliveries.state IN ('waiting', 'stored'))"
 )
 
 Run = Callable[..., sqlite3.Cursor]  # ``execute`` within a transaction
@@ -263,10 +268,38 @@ class Ledger:
                 (series_id,),
             )
 
-    def remove(self, series_id: int) -> None:
-        """Forget a series, its slices, parcels and deliveries. Their files are the caller's."""
+    def settled(self, *, before: float) -> list[SeriesEntry]:
+        """Series with nothing left to do: concluded or ignored, and nothing to be delivered.
+
+        Args:
+            before: Only those whose newest slice came before, seconds since 1970.
+        """
+        with self._transaction("look for settled series") as run:
+            return self._series(run, f"{_SETTLED} AND last_at < ?", (before,))
+
+    def remove(
+        self, series_id: int, *, before: float, discard: Callable[[Sequence[str]], None]
+    ) -> bool:
+        """Forget a series, its slices, parcels and deliveries, if it is settled.
+
+        Args:
+            series_id: Of the ledger; the number is not given again.
+            before: As in `settled`.
+            discard: Takes its files away; gets the folders of its parcels. Nothing can happen to
+                the series meanwhile. If it fails, nothing is forgotten.
+
+        Returns:
+            Whether it was settled.
+        """
         with self._transaction("remove a series") as run:
+            if not self._series(
+                run, f"{_SETTLED} AND last_at < ? AND series.id = ?", (before, series_id)
+            ):
+                return False
+            folders = run("SELECT folder FROM parcels WHERE series_id = ?", (series_id,))
+            discard([row["folder"] for row in folders.fetchall()])
             run("DELETE FROM series WHERE id = ?", (series_id,))
+        return True
 
     # Parcels.
 

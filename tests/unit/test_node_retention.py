@@ -1,0 +1,201 @@
+"""What a node deletes, and what a process that ends while it deletes leaves behind."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node_states import conclude, header, receive
+
+from pe_infer.node import retention as module
+from pe_infer.node.durable import held
+from pe_infer.node.inbox import Inbox
+from pe_infer.node.ledger import Ledger
+from pe_infer.node.retention import Retention
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, ledger: Ledger) -> Inbox:
+    return Inbox(tmp_path, ledger)
+
+
+@pytest.fixture
+def retention(tmp_path: Path, ledger: Ledger) -> Retention:
+    return Retention(tmp_path, ledger)
+
+
+def files(state_dir: Path) -> list[str]:
+    """What is there, without the ledger."""
+    return sorted(
+        path.relative_to(state_dir).as_posix()
+        for path in state_dir.rglob("*")
+        if path.is_file() and not path.name.startswith("ledger.db")
+    )
+
+
+def settle(tmp_path: Path, ledger: Ledger, inbox: Inbox, series: str = "2") -> int:
+    series_id = receive(inbox, series)
+    conclude(tmp_path, ledger, series_id)
+    return series_id
+
+
+def test_what_is_settled_and_old_goes_with_all_its_files(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    settle(tmp_path, ledger, inbox)
+    assert not retention.purge(before=time.time() - 3600)
+    assert len(files(tmp_path)) == 6
+    assert len(retention.due(before=math.inf)) == 1
+    assert len(retention.purge(before=math.inf)) == 1
+    assert not files(tmp_path)
+    assert not ledger.series()
+    assert not (tmp_path / "slices" / "1.2.3").exists()
+
+
+def test_what_is_received_or_on_its_way_stays(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    receiving = receive(inbox, "1")
+    waiting = receive(inbox, "2")
+    conclude(tmp_path, ledger, waiting, destinations=("pacs", "folder"))
+    ignored = receive(inbox, "3")
+    ledger.route(ignored, bundle=None, reason="a scout")
+    assert [entry.id for entry in retention.purge(before=math.inf)] == [ignored]
+    first, second = ledger.deliveries()
+    ledger.update_delivery(first.id, state="done")
+    ledger.update_delivery(second.id, state="stored")
+    assert not retention.purge(before=math.inf)
+    ledger.update_delivery(second.id, state="refused", error="no")
+    assert [entry.id for entry in retention.purge(before=math.inf)] == [waiting]
+    assert [entry.id for entry in ledger.series()] == [receiving]
+
+
+def test_one_series_can_be_named(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    first, second = (settle(tmp_path, ledger, inbox, series) for series in "12")
+    assert [entry.id for entry in retention.purge(before=math.inf, series_id=second)] == [second]
+    assert [entry.id for entry in ledger.series()] == [first]
+    assert len(files(tmp_path)) == 6
+
+
+def test_the_number_of_a_series_that_is_gone_is_not_given_again(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    before = settle(tmp_path, ledger, inbox)
+    retention.purge(before=math.inf)
+    assert receive(inbox) != before
+
+
+def test_entries_whose_slices_were_moved_away_go_at_the_next_start(
+    tmp_path: Path,
+    ledger: Ledger,
+    inbox: Inbox,
+    retention: Retention,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settle(tmp_path, ledger, inbox)
+    move = module._move
+
+    def fail(folder: Path, target: Path) -> None:
+        move(folder, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_move", fail)
+        retention.purge(before=math.inf)
+    assert len(ledger.series()) == 1
+    assert not list((tmp_path / "slices").rglob("*.dcm"))
+    retention.clear()
+    assert not ledger.series()
+    assert not files(tmp_path)
+
+
+def test_files_that_nothing_names_go_at_the_next_start_and_are_not_taken_up(
+    tmp_path: Path,
+    ledger: Ledger,
+    inbox: Inbox,
+    retention: Retention,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settle(tmp_path, ledger, inbox)
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.shutil, "rmtree", fail)
+        retention.purge(before=math.inf)
+    assert not ledger.series()
+    assert len(files(tmp_path)) == 6
+    assert Inbox(tmp_path, ledger).recover(lambda _: header()) == 0
+    retention.clear()
+    assert not files(tmp_path)
+
+
+def test_a_slice_that_is_being_taken_is_waited_for_and_kept(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    settle(tmp_path, ledger, inbox)
+    gone: list[Any] = []
+    purge = threading.Thread(target=lambda: gone.extend(retention.purge(before=math.inf)))
+    with held(tmp_path / "slices" / "1.2.3" / "1.2.3.2"):  # as `Inbox.keep` does
+        purge.start()
+        assert inbox.keep(header(instance="9"), b"late", calling_ae_title="CT_1") is not None
+        assert purge.is_alive()
+    purge.join(timeout=30)
+    assert not purge.is_alive()
+    assert not gone
+    assert len(ledger.instances(ledger.series()[0].id)) == 4
+    assert len(list((tmp_path / "slices").rglob("*.dcm"))) == 4
+
+
+def test_slices_that_come_while_a_series_goes_are_a_series_of_their_own(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    stop = threading.Event()
+    taken: list[str] = []
+
+    def send() -> None:
+        for number in range(10, 100_000):
+            if stop.is_set():
+                return
+            taken.append(str(number))
+            assert inbox.keep(header(instance=str(number)), b"late", calling_ae_title="CT_1")
+
+    settle(tmp_path, ledger, inbox)
+    sender = threading.Thread(target=send)
+    sender.start()
+    removed = 0
+    deadline = time.monotonic() + 60
+    while removed < 2 and time.monotonic() < deadline:
+        for entry in ledger.series(state="receiving"):
+            last = ledger.instances(entry.id)[-1].id
+            ledger.conclude(
+                entry.id,
+                version=entry.version + 1,
+                verdict="negative",
+                folder=f"{entry.id}-{entry.version}",
+                last_instance=last,
+                destinations=(),
+            )
+        removed += len(retention.purge(before=math.inf))
+    stop.set()
+    sender.join(timeout=30)
+    assert removed >= 2
+    entered = [
+        tmp_path / "slices" / instance.file
+        for entry in ledger.series()
+        for instance in ledger.instances(entry.id)
+    ]
+    assert all(path.is_file() for path in entered)
+    assert sorted(entered) == sorted((tmp_path / "slices").rglob("*.dcm"))
