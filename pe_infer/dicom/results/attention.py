@@ -62,7 +62,7 @@ def write_attention(result: StudyResult, envelope: Envelope) -> ResultObject | N
     by_place = {_corner(attention): slab for slab, attention in slabs}
     for frame in dataset.PerFrameFunctionalGroupsSequence:
         corner = frame.PlanePositionSequence[0].ImagePositionPatient
-        slab = by_place[tuple(float(mm) for mm in corner)]
+        slab = by_place[float(corner[0]), float(corner[1]), float(corner[2])]
         replace_sequence(frame, "DerivationImageSequence", _derivation(slab, envelope))
     envelope.add_body_part(dataset)
     return envelope.write(
@@ -82,11 +82,17 @@ def _map(slabs: Sequence[tuple[SlabEvidence, Attention]], envelope: Envelope) ->
     first = np.asarray(slabs[0][1].patient_affine)
     left_mm, back_mm = (float(np.linalg.norm(first[:3, axis])) for axis in (0, 1))
     thickness_mm = _step_mm([slab.position_mm for slab, _ in slabs])
+    orientation = [*(first[:3, 0] / left_mm), *(first[:3, 1] / back_mm)]
+    source = envelope.sources.stand_in(envelope.sources.instances[0])
+    source.ImagePositionPatient = list(_corner(slabs[0][1]))  # of some plane: all are given below
+    source.ImageOrientationPatient = orientation
+    source.PixelSpacing = [back_mm, left_mm]
+    source.SliceThickness = thickness_mm
     return ParametricMap(
-        source_images=[envelope.sources.stand_in(envelope.sources.instances[0])],
+        source_images=[source],
         pixel_array=stored,
         manufacturer_model_name=envelope.model,
-        software_versions=envelope.software_versions,
+        software_versions=envelope.model,  # like all of the equipment, said in the envelope
         device_serial_number=envelope.serial_number,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[
@@ -111,9 +117,7 @@ def _map(slabs: Sequence[tuple[SlabEvidence, Attention]], envelope: Envelope) ->
         pixel_measures=PixelMeasuresSequence(
             pixel_spacing=(back_mm, left_mm), slice_thickness=thickness_mm
         ),
-        plane_orientation=PlaneOrientationSequence(
-            "PATIENT", [*(first[:3, 0] / left_mm), *(first[:3, 1] / back_mm)]
-        ),
+        plane_orientation=PlaneOrientationSequence("PATIENT", orientation),
         plane_positions=[
             PlanePositionSequence("PATIENT", _corner(attention)) for _, attention in slabs
         ],

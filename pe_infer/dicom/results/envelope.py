@@ -12,6 +12,7 @@ from typing import Any, Final
 import pydicom
 from highdicom import ContributingEquipment
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from pe_infer.dicom.results.codes import PROCESSING_EQUIPMENT
@@ -63,10 +64,10 @@ class Envelope:
         return self.identity.bundle_hash[:16] or "unknown"
 
     @property
-    def software_versions(self) -> list[str]:
+    def software_versions(self) -> tuple[str, str]:
         """SoftwareVersions: of pe-infer and of the bundle."""
         bundle = f"{self.identity.bundle} {self.identity.bundle_version}"
-        return [long_string(f"{MANUFACTURER} {software_version()}"), long_string(bundle)]
+        return (long_string(f"{MANUFACTURER} {software_version()}"), long_string(bundle))
 
     def identifiers(self, kind: ObjectKind, number: int = 1) -> dict[str, Any]:
         """Return the arguments that the constructors of highdicom's objects share."""
@@ -78,7 +79,9 @@ class Envelope:
             "manufacturer": MANUFACTURER,
         }
 
-    def write(self, dataset: Dataset, kind: ObjectKind, name: str, description: str) -> ResultObject:
+    def write(
+        self, dataset: Dataset, kind: ObjectKind, name: str, description: str
+    ) -> ResultObject:
         """Complete an object of highdicom and write it.
 
         Args:
@@ -133,7 +136,7 @@ class Envelope:
         dataset.Manufacturer = MANUFACTURER
         dataset.ManufacturerModelName = self.model
         dataset.DeviceSerialNumber = self.serial_number
-        dataset.SoftwareVersions = self.software_versions
+        dataset.SoftwareVersions = list(self.software_versions)
         item = ContributingEquipment(
             manufacturer=MANUFACTURER,
             purpose_of_reference=PROCESSING_EQUIPMENT,
@@ -173,7 +176,7 @@ def replace_sequence(dataset: Dataset, keyword: str, items: Sequence[Dataset]) -
 
     highdicom's own sequences index and check every item, which takes seconds for a thousand images.
     """
-    tag = pydicom.datadict.tag_for_keyword(keyword)
+    tag = Tag(keyword)
     dataset[tag] = pydicom.DataElement(tag, "SQ", pydicom.Sequence(items))
 
 

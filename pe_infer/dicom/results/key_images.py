@@ -1,6 +1,5 @@
 """Key images: Secondary Capture of the slices that show a finding best, for people to look at."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -22,12 +21,11 @@ from pe_infer.dicom.results.rendering import DEFAULT_WINDOW, display_window, ren
 from pe_infer.dicom.results.selection import KeySlab, Selection
 from pe_infer.dicom.results.sources import SourceInstance
 from pe_infer.errors import Code, DicomError
-from pe_infer.geometry import Slice, SliceGeometry
+from pe_infer.geometry import Slice, SliceGeometry, Vector
 from pe_infer.result import StudyResult
 
 BURNT_IN: Final = "RESEARCH USE, NOT FOR DIAGNOSIS"
-_LETTERS: Final = ("RL", "AP", "FH")  # negative and positive end of each axis, DICOM patient axes
-_OBLIQUE: Final = 0.1  # of a direction, below which it is not worth a letter
+_LETTERS: Final = ("RL", "AP", "FH")  # negative and positive end of each axis of the patient
 
 
 def write_key_images(
@@ -115,14 +113,13 @@ def _write(
 
 def patient_orientation(geometry: SliceGeometry) -> tuple[str, str]:
     """Return PatientOrientation (PS3.3 C.7.6.1.1.1) of rows and columns, such as ("L", "P")."""
-    return _letters(geometry.row_direction), _letters(geometry.col_direction)
+    return _letter(geometry.row_direction), _letter(geometry.col_direction)
 
 
-def _letters(direction: Sequence[float]) -> str:
-    parts = sorted(
-        ((abs(d), pair[d > 0]) for d, pair in zip(direction, _LETTERS, strict=True)), reverse=True
-    )
-    return "".join(letter for size, letter in parts if size > _OBLIQUE)
+def _letter(direction: Vector) -> str:
+    """Return the main direction, which is all that highdicom takes."""
+    axis = max(range(3), key=lambda a: abs(direction[a]))
+    return _LETTERS[axis][direction[axis] > 0]
 
 
 @Quiet()
@@ -132,9 +129,7 @@ def _read(
     """Decode one image; and the windows (centre, width) that its file suggests."""
     name = str(instance.path)
     dataset = read_image(instance.path)
-    header = next(
-        (h for h in image_headers(dataset, name) if h.frame_number == frame_number), None
-    )
+    header = next((h for h in image_headers(dataset, name) if h.frame_number == frame_number), None)
     if header is None:
         raise DicomError(
             f"{name}: has no frame {frame_number}. Do not change files while they are read.",

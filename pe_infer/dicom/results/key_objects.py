@@ -26,7 +26,7 @@ def write_key_objects(
     content = ko.KeyObjectSelection(
         document_title=codes.OF_INTEREST,
         referenced_objects=evidence,
-        observer_device_context=sr.ObserverContext(codes.DEVICE, device),
+        observer_device_context=sr.ObserverContext(sr.CodedConcept.from_code(codes.DEVICE), device),
         description=f"{meaning}, {selection.reason} {RESEARCH_USE}",
     )
     document = ko.KeyObjectSelectionDocument(

@@ -63,7 +63,8 @@ def rendered(
         below: Lines for the bottom.
 
     Returns:
-        (rows, cols, 3) RGB, enlarged by a whole number to at least ``LEAST_SIDE`` pixels a side.
+        (rows, cols, 3) RGB: the slice, enlarged by a whole number to at least ``LEAST_SIDE`` pixels
+        a side, between two black bands with the words.
     """
     pixels = image.host_pixels
     hu = pixels.astype(np.float32) * image.rescale_slope + image.rescale_intercept
@@ -78,7 +79,7 @@ def rendered(
         )
         share = np.clip(share, 0.0, 1.0)[:, :, np.newaxis]
         colour = np.concatenate([np.ones_like(share), share, np.zeros_like(share)], axis=2)
-        opacity = MOST_OPAQUE * np.sqrt(share)
+        opacity = MOST_OPAQUE * np.minimum(1.0, 2.0 * share)
         rgb = (1 - opacity) * rgb + opacity * colour
     factor = math.ceil(LEAST_SIDE / min(rgb.shape[:2]))
     large = (rgb * 255 + 0.5).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
@@ -128,17 +129,16 @@ def _interpolated(
 def _with_words(
     rgb: NDArray[np.uint8], above: Sequence[str], below: Sequence[str]
 ) -> NDArray[np.uint8]:
-    picture = Image.fromarray(rgb)
+    """Put a black band with words above the picture and one below, so that they hide nothing."""
+    line_px = _FONT_PX + _MARGIN_PX
+    top, bottom = (len(lines) * line_px + _MARGIN_PX for lines in (above, below))
+    picture = Image.fromarray(np.pad(rgb, ((top, bottom), (0, 0), (0, 0))))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(_FONT_PX)
-    line_px = _FONT_PX + _MARGIN_PX
-    lines = [(number * line_px, text) for number, text in enumerate(above)]
-    bottom = picture.height - _MARGIN_PX - len(below) * line_px
-    lines += [(bottom + number * line_px, text) for number, text in enumerate(below)]
-    for y, text in lines:
-        place = (_MARGIN_PX, y + _MARGIN_PX / 2)
-        draw.rectangle(draw.textbbox(place, text, font=font), fill=(0, 0, 0))
-        draw.text(place, text, fill=(255, 255, 255), font=font)
+    for start, lines in ((0, above), (top + rgb.shape[0], below)):
+        for number, text in enumerate(lines):
+            place = (_MARGIN_PX, start + number * line_px)
+            draw.text(place, text, fill=(255, 255, 255), font=font)
     return np.asarray(picture)
 
 

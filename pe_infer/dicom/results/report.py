@@ -10,12 +10,18 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from pe_infer.dicom.results import codes
 from pe_infer.dicom.results.envelope import (
-    MANUFACTURER,
     RESEARCH_USE,
     Envelope,
     replace_sequence,
 )
-from pe_infer.dicom.results.outcome import Alert, Identity, Outcome, ResultObject, Unjudged
+from pe_infer.dicom.results.outcome import (
+    MANUFACTURER,
+    Alert,
+    Identity,
+    Outcome,
+    ResultObject,
+    Unjudged,
+)
 from pe_infer.dicom.results.sources import SourceInstance
 from pe_infer.result import CodedConcept, NotProcessed, StudyResult
 
@@ -62,15 +68,10 @@ def write_report(
         replace_sequence(
             document, "PredecessorDocumentsSequence", [_predecessors(envelope, predecessors)]
         )
-    title = f"{MANUFACTURER} {outcome_bundle(envelope)}: {outcome.finding.code.meaning}"
+    title = f"{envelope.model}: {outcome.finding.code.meaning}"
     return envelope.write(
         document, "report", "report.dcm", f"PROVISIONAL {title}" if provisional else title
     )
-
-
-def outcome_bundle(envelope: Envelope) -> str:
-    """Name of the bundle."""
-    return envelope.identity.bundle
 
 
 def _content(
@@ -84,7 +85,7 @@ def _content(
         model_name=envelope.model,
         serial_number=envelope.serial_number,
     )
-    observer = sr.ObserverContext(codes.DEVICE, device)
+    observer = sr.ObserverContext(sr.CodedConcept.from_code(codes.DEVICE), device)
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=identity.tracking_uid(), identifier=f"{identity.bundle}: {finding.code.meaning}"
@@ -147,23 +148,25 @@ def _evaluations(outcome: Outcome) -> list[sr.QualitativeEvaluation]:
 def _sentences(outcome: Outcome) -> list[str]:
     meaning = outcome.finding.code.meaning
     if isinstance(outcome, Alert):
-        return [
+        alert = (
             f"PROVISIONAL ALERT while slices still arrive: {meaning} suspected near position "
             f"{outcome.position_mm:.1f} mm, after {outcome.slices} slices. This is no verdict: the "
-            "report on the whole series takes its place.",
-            f"Certainty: probability of this part of the series alone, {outcome.probability:.3f}.",
-        ]
+            "report on the whole series takes its place."
+        )
+        part = f"Certainty: probability of this part of the series, {outcome.probability:.3f}."
+        return [alert, part]
     if isinstance(outcome, Unjudged):
         return [_not_processed(meaning, outcome.reason)]
     if outcome.not_processed is not None:
         sentences = [_not_processed(meaning, outcome.not_processed)]
     else:
         verdict = "POSITIVE" if outcome.positive else "NEGATIVE"
-        sentences = [
-            f"{meaning}: {verdict}. Calibrated probability {outcome.probability:.3f}, threshold "
-            f"{outcome.operating_point.threshold:.3f} ({outcome.operating_point.name}).",
-            "Certainty: the calibrated probability that the finding is present.",
-        ]
+        point = outcome.operating_point
+        judged = (
+            f"{meaning}: {verdict}. Probability {outcome.probability:.3f}, threshold "
+            f"{point.threshold:.3f} ({point.name})."
+        )
+        sentences = [judged, "Certainty: the calibrated probability that the finding is present."]
     coverage = outcome.coverage
     sentences.append(
         f"Seen: {coverage.slices} slices from {coverage.lower_mm:.1f} to {coverage.upper_mm:.1f} "
@@ -173,9 +176,7 @@ def _sentences(outcome: Outcome) -> list[str]:
 
 
 def _not_processed(meaning: str, reason: NotProcessed) -> str:
-    return (
-        f"{meaning}: NOT PROCESSED, neither present nor absent. {reason.message} ({reason.code})"
-    )
+    return f"{meaning}: NOT PROCESSED, neither present nor absent. {reason.message} ({reason.code})"
 
 
 def _source_image(instance: SourceInstance, frame: int | None) -> sr.SourceImageForMeasurementGroup:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -255,7 +256,7 @@ def _patient_and_study(path: Path) -> Dataset:
             stop_before_pixels=True,
             specific_tags=["SpecificCharacterSet", *keywords],
         )
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001  damaged files raise almost anything
         # Without what pydicom says of it, which may quote a value.
         raise DicomError(
             f"{path}: patient and study cannot be read ({type(exc).__name__}). Send the image "
@@ -264,24 +265,25 @@ def _patient_and_study(path: Path) -> Dataset:
         ) from None
     kept = Dataset()
     for keyword in keywords:
+        if keyword in REQUIRED_KEYWORDS:
+            setattr(kept, keyword, "")
+        if keyword not in source:
+            continue
         try:
-            if keyword not in source:
-                raise KeyError(keyword)  # noqa: TRY301
-            single = Dataset()
-            single.add(source[keyword])
-            single.SpecificCharacterSet = source.get("SpecificCharacterSet", "")
-            single.decode()
-            single.SpecificCharacterSet = UTF_8
-            _check_writable(single)
-        except Exception:  # noqa: BLE001  damaged values raise almost anything
-            if keyword in REQUIRED_KEYWORDS:
-                setattr(kept, keyword, "")
-        else:
-            kept.add(single[keyword])
+            kept.add(_in_utf_8(source, keyword))
+        except Exception:  # noqa: BLE001, S112  damaged values raise almost anything
+            continue
     return kept
 
 
-def _check_writable(dataset: Dataset) -> None:
+def _in_utf_8(source: Dataset, keyword: str) -> DataElement:
+    """Return an attribute that can be written in UTF-8, as is tried here."""
+    single = Dataset()
+    single.add(source[keyword])
+    single.SpecificCharacterSet = source.get("SpecificCharacterSet", "")
+    single.decode()
+    single.SpecificCharacterSet = UTF_8
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = False, True
-    write_dataset(buffer, dataset)
+    write_dataset(buffer, single)
+    return single[keyword]

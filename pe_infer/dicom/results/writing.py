@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from pe_infer.dicom.reading import Quiet
 from pe_infer.dicom.results.attention import write_attention
 from pe_infer.dicom.results.envelope import Envelope
 from pe_infer.dicom.results.key_images import write_key_images
@@ -21,7 +22,6 @@ from pe_infer.dicom.results.outcome import (
 from pe_infer.dicom.results.report import Image, write_report
 from pe_infer.dicom.results.selection import Selection, select
 from pe_infer.dicom.results.sources import SourceSeries, read_sources
-from pe_infer.dicom.reading import Quiet
 from pe_infer.errors import ConfigurationError
 from pe_infer.result import StudyResult
 
@@ -122,7 +122,8 @@ def prepare_folder(folder: Path) -> None:
 
 
 def _check_versions(version: int, supersedes: int | None, after_alert: int | None) -> None:
-    if version < 1 or not 1 <= (supersedes or 1) <= max(1, version - 1) or (after_alert or 1) < 1:
+    replaced = supersedes is None or 1 <= supersedes < version
+    if version < 1 or not replaced or (after_alert is not None and after_alert < 1):
         raise ConfigurationError(
             f"version={version}, supersedes={supersedes}, after_alert={after_alert}: versions "
             "count from 1, and a report replaces an earlier one"
@@ -134,8 +135,10 @@ def _word_on_alert(outcome: Outcome) -> str:
         return "Takes the place of an earlier provisional alert."
     if isinstance(outcome, StudyResult) and outcome.positive:
         return "The provisional alert that was sent before is confirmed."
-    return "The provisional alert that was sent before is WITHDRAWN: the whole series does not "\
+    return (
+        "The provisional alert that was sent before is WITHDRAWN: the whole series does not "
         "bear it out."
+    )
 
 
 def _images(outcome: Outcome, selection: Selection, series: SourceSeries) -> list[Image]:
