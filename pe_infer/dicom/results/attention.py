@@ -64,7 +64,7 @@ def write_attention(result: StudyResult, envelope: Envelope) -> ResultObject | N
         corner = frame.PlanePositionSequence[0].ImagePositionPatient
         slab = by_place[float(corner[0]), float(corner[1]), float(corner[2])]
         replace_sequence(frame, "DerivationImageSequence", _derivation(slab, envelope))
-    envelope.add_body_part(dataset)
+    envelope.complete_image(dataset)
     return envelope.write(
         dataset,
         "attention",

@@ -124,8 +124,12 @@ class Envelope:
             transfer_syntax_uid=str(ExplicitVRLittleEndian),
         )
 
-    def add_body_part(self, dataset: Dataset) -> None:
-        """Add what the General Series module of an image says of the body."""
+    def complete_image(self, dataset: Dataset) -> None:
+        """Add what the General Series and General Image modules of an image take from the source.
+
+        Ratio and method of a compression are not said: they are those of each image.
+        """
+        dataset.LossyImageCompression = "01" if self.sources.lossy else "00"
         if self.sources.body_part_examined is None:
             dataset.Laterality = ""  # required where the body part might be one of a pair
         else:

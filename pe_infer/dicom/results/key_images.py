@@ -98,8 +98,7 @@ def _write(
     source = instance.reference(slab.frame_number)
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     dataset.SourceImageSequence = [source]
-    _add_compression(dataset, instance)
-    envelope.add_body_part(dataset)
+    envelope.complete_image(dataset)
     spacing = (image.geometry.row_spacing_mm, image.geometry.col_spacing_mm)
     if spacing[0] != spacing[1]:
         dataset.PixelAspectRatio = [round(1000 * mm) for mm in spacing]
@@ -163,9 +162,3 @@ def _windows(
     except ValueError:
         return []
     return list(zip(centres, widths, strict=False))
-
-
-def _add_compression(dataset: Dataset, instance: SourceInstance) -> None:
-    """Say that a source has been compressed with loss."""
-    if Attributes(instance.header, str(instance.path)).text("LossyImageCompression") == "01":
-        dataset.LossyImageCompression = "01"

@@ -9,11 +9,11 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import CTImageStorage
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from pe_infer.dicom.attributes import Attributes
-from pe_infer.dicom.headers import check_ct_slice, image_headers
-from pe_infer.dicom.reading import Quiet, read_header
+from pe_infer.dicom.headers import check_ct_slice, image_headers, is_lossy
+from pe_infer.dicom.reading import Quiet, read_header, stated_transfer_syntax
 from pe_infer.errors import Code, ConfigurationError, DicomError, InputError
 
 UTF_8 = "ISO_IR 192"
@@ -90,6 +90,7 @@ class SourceSeries:
         series_instance_uid: Its UID.
         frame_of_reference_uid: Its frame of reference, ``None`` if it does not say.
         body_part_examined: As it says, if that is a valid code string.
+        lossy: Whether an image of it has ever been compressed with loss.
         patient_and_study: Attributes of these modules, in UTF-8.
         instances: By InstanceNumber. Localizers and the like are left out where there are slices.
     """
@@ -98,6 +99,7 @@ class SourceSeries:
     series_instance_uid: str
     frame_of_reference_uid: str | None
     body_part_examined: str | None
+    lossy: bool
     patient_and_study: Dataset
     instances: tuple[SourceInstance, ...]
 
@@ -200,6 +202,7 @@ def read_sources(
         series_instance_uid=series_instance_uid,
         frame_of_reference_uid=first.text("FrameOfReferenceUID"),
         body_part_examined=_code_string(first.text("BodyPartExamined")),
+        lossy=any(_is_lossy(instance) for instance in instances),
         patient_and_study=_patient_and_study(instances[0].path),
         instances=tuple(instances),
     )
@@ -236,6 +239,11 @@ def _is_ct_slice(instance: SourceInstance) -> bool:
     except DicomError:
         return False
     return True
+
+
+def _is_lossy(instance: SourceInstance) -> bool:
+    declared = Attributes(instance.header, str(instance.path)).text("LossyImageCompression")
+    return is_lossy(stated_transfer_syntax(instance.header) or ExplicitVRLittleEndian, declared)
 
 
 def _code_string(text: str | None) -> str | None:
