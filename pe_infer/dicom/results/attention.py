@@ -139,10 +139,7 @@ def _step_mm(positions_mm: Sequence[float]) -> float:
 
 def _derivation(slab: SlabEvidence, envelope: Envelope) -> list[Dataset]:
     """Return the items of DerivationImageSequence: the slice nearest to the slab's middle."""
-    instance = envelope.sources.find(slab.sop_instance_uid)
-    if instance is None:
-        return []
-    source = instance.reference(slab.frame_number)
+    source = envelope.sources.find(slab.sop_instance_uid).reference(slab.frame_number)
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     item = Dataset()
     item.DerivationCodeSequence = [CodedConcept.from_code(codes.UNSPECIFIED_METHOD)]

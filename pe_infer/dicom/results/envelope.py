@@ -110,12 +110,7 @@ class Envelope:
         buffer = io.BytesIO()
         pydicom.dcmwrite(buffer, complete, enforce_file_format=True)
         path = self.folder / name
-        try:
-            path.write_bytes(buffer.getbuffer())
-        except OSError as exc:
-            raise ConfigurationError(
-                f"{path}: cannot be written: {exc.strerror}. Check the folder and the space in it."
-            ) from exc
+        write_bytes(path, buffer.getbuffer())
         return ResultObject(
             kind=kind,
             path=path,
@@ -163,6 +158,20 @@ class Envelope:
         if "DateOfSecondaryCapture" in dataset:
             dataset.DateOfSecondaryCapture = moment.strftime("%Y%m%d")
             dataset.TimeOfSecondaryCapture = moment.strftime("%H%M%S.%f")
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file.
+
+    Raises:
+        ConfigurationError: The system does not let it, or has no space for it.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{path}: cannot be written: {exc.strerror}. Check the folder and the space in it."
+        ) from exc
 
 
 def long_string(text: str) -> str:

@@ -56,12 +56,6 @@ def _write(
 ) -> ResultObject:
     slab = key.slab
     instance = envelope.sources.find(slab.sop_instance_uid)
-    if instance is None:
-        raise DicomError(
-            f"the slice of key image {number} is not among the source files. Give all files of the "
-            "series that was judged.",
-            code=Code.UNREADABLE_FILE,
-        )
     image, windows = _read(instance, slab.frame_number)
     window = display_window(windows)
     meaning = result.finding.code.meaning

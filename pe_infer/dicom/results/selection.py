@@ -40,7 +40,7 @@ class Selection:
 
 def select(evidence: Iterable[SlabEvidence]) -> Selection:
     """Choose the slabs with the strongest attention peaks; without attention, the likeliest."""
-    slabs = [slab for slab in evidence if not slab.gated and slab.sop_instance_uid]
+    slabs = [slab for slab in evidence if not slab.gated]
     by_attention = [(slab.attention.peak, slab) for slab in slabs if slab.attention is not None]
     if by_attention:
         return _strongest(by_attention, "attention peak", "strongest attention peaks")

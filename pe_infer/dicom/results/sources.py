@@ -103,10 +103,19 @@ class SourceSeries:
     patient_and_study: Dataset
     instances: tuple[SourceInstance, ...]
 
-    def find(self, sop_instance_uid: str) -> SourceInstance | None:
-        """Return the instance with this UID."""
-        found = (i for i in self.instances if i.sop_instance_uid == sop_instance_uid)
-        return next(found, None)
+    def find(self, sop_instance_uid: str) -> SourceInstance:
+        """Return the instance with this UID.
+
+        Raises:
+            ConfigurationError: It is not there.
+        """
+        for instance in self.instances:
+            if instance.sop_instance_uid == sop_instance_uid:
+                return instance
+        raise ConfigurationError(
+            f"{len(self.instances)} source files were given, and not the one of a slice that the "
+            "result names. Give all files of the series that was judged."
+        )
 
     def nearest(self, position_mm: float) -> tuple[SourceInstance, int | None] | None:
         """Return the image nearest to a position along the slice normal, and its frame.

@@ -74,6 +74,10 @@ def write_results(
         series_instance_uid=identity.series_instance_uid,
         skip_unreadable=isinstance(outcome, Unjudged),
     )
+    selection = Selection(slabs=(), reason="")
+    if isinstance(outcome, StudyResult) and outcome.status == "processed":
+        selection = select(outcome.evidence)
+    images = _images(outcome, selection, series)
     prepare_folder(folder)
     envelope = Envelope(identity=identity, sources=series, made_at=made_at, folder=folder)
     predecessors: list[Identity] = []
@@ -84,10 +88,6 @@ def write_results(
     if after_alert is not None:
         predecessors.append(replace(identity, version=after_alert, preliminary=True))
         notes.append(_word_on_alert(outcome))
-    selection = Selection(slabs=(), reason="")
-    if isinstance(outcome, StudyResult) and outcome.status == "processed":
-        selection = select(outcome.evidence)
-    images = _images(outcome, selection, series)
     positive = isinstance(outcome, StudyResult) and outcome.positive and images
     if positive:
         notes.append(f"Key images: {selection.reason}")
@@ -146,7 +146,5 @@ def _images(outcome: Outcome, selection: Selection, series: SourceSeries) -> lis
     if isinstance(outcome, Alert):
         nearest = series.nearest(outcome.position_mm)
         return [] if nearest is None else [nearest]
-    found = [
-        (series.find(key.slab.sop_instance_uid), key.slab.frame_number) for key in selection.slabs
-    ]
-    return [(instance, frame) for instance, frame in found if instance is not None]
+    shown = (key.slab for key in selection.slabs)
+    return [(series.find(slab.sop_instance_uid), slab.frame_number) for slab in shown]
