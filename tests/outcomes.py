@@ -6,8 +6,10 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from dicom_files import enhanced_dataset, save
+from pydicom.dataset import Dataset
 
-from pe_infer.dicom import write_series
+from pe_infer.dicom import slices_of, write_series
 from pe_infer.dicom.results import Alert, Unjudged
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry, Vector
 from pe_infer.result import (
@@ -210,3 +212,19 @@ def of_other_weights(outcome: StudyResult) -> StudyResult:
 def renamed(images: Sequence[Slice], **changes: str | None) -> list[Slice]:
     """Slices whose series says something else."""
     return [replace(image, series=replace(image.series, **changes)) for image in images]  # type: ignore[arg-type]
+
+
+def multi_frame(folder: Path) -> tuple[list[Path], StudyResult]:
+    """One enhanced CT image, and a result on its frames."""
+    positions = [5.0 * number for number in range(12)]
+    shape = (12, SIDE, SIDE)
+    volume = np.random.default_rng(1).integers(0, 80, shape).astype(np.int16)
+    dataset = enhanced_dataset(positions, volume)
+    groups = dataset.SharedFunctionalGroupsSequence[0]
+    groups.PixelMeasuresSequence[0].PixelSpacing = [SPACING_MM] * 2
+    window = Dataset()
+    window.WindowCenter, window.WindowWidth = "60", "360"
+    groups.FrameVOILUTSequence = [window]
+    path = save(dataset, folder / "enhanced.dcm")
+    images = slices_of(path)
+    return [path], result(images)

@@ -53,6 +53,7 @@ OPTIONAL_KEYWORDS = (
     "PatientWeight",
     "TimezoneOffsetFromUTC",  # what the times of the study are in
 )
+_DEIDENTIFICATION = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -287,9 +288,13 @@ def _patient_and_study(path: Path) -> Dataset:
         if keyword not in source:
             continue
         try:
-            kept.add(_in_utf_8(source, keyword))
+            element = _in_utf_8(source, keyword)
         except Exception:  # noqa: BLE001, S112  damaged values raise almost anything
             continue
+        if not element.is_empty:
+            kept.add(element)
+    if not any(keyword in kept for keyword in _DEIDENTIFICATION):
+        kept.pop("PatientIdentityRemoved", None)  # which may not be said without saying how
     return kept
 
 

@@ -25,7 +25,8 @@ from pe_infer.dicom.results.sources import SourceSeries, read_sources
 from pe_infer.errors import ConfigurationError
 from pe_infer.result import StudyResult
 
-logging.getLogger("highdicom").setLevel(logging.WARNING)  # below it, it logs UIDs of patients
+for _vendor in ("highdicom", "pydicom"):  # they quote values, of patients too, in what they log
+    logging.getLogger(_vendor).setLevel(logging.ERROR)
 
 
 @Quiet()
