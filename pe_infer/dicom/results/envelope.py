@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pydicom
-from highdicom import ContributingEquipment
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian
@@ -136,15 +136,14 @@ class Envelope:
         dataset.ManufacturerModelName = self.model
         dataset.DeviceSerialNumber = self.serial_number
         dataset.SoftwareVersions = list(self.software_versions)
-        item = ContributingEquipment(
-            manufacturer=MANUFACTURER,
-            purpose_of_reference=PROCESSING_EQUIPMENT,
-            manufacturer_model_name=self.model,
-            software_versions=self.software_versions,
-            device_serial_number=self.serial_number,
-            contribution_description="Judged the source images",
-        )
+        item = Dataset()
+        item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(PROCESSING_EQUIPMENT)]
+        item.Manufacturer = MANUFACTURER
+        item.ManufacturerModelName = self.model
+        item.DeviceSerialNumber = self.serial_number
+        item.SoftwareVersions = list(self.software_versions)
         item.DeviceUID = self.identity.device_uid()
+        item.ContributionDescription = "Judged the source images"
         dataset.ContributingEquipmentSequence = [item]
 
     def _add_times(self, dataset: Dataset) -> None:

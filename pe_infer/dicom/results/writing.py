@@ -66,6 +66,7 @@ def write_results(
         ConfigurationError: The folder holds files or cannot be written, sources are missing or of
             another series, or a version makes no sense.
         DicomError: A source file cannot be read.
+            After an error, what was written so far stays in the folder.
     """
     _check_versions(version, supersedes, after_alert)
     identity = identity_of(outcome, version)
@@ -85,7 +86,7 @@ def write_results(
     notes: list[str] = []
     if supersedes is not None:
         predecessors.append(replace(identity, version=supersedes, preliminary=False))
-        notes.append(f"Version {version}. Replaces version {supersedes}: more slices have come.")
+        notes.append(f"Version {version}. Replaces version {supersedes}.")
     if after_alert is not None:
         predecessors.append(replace(identity, version=after_alert, preliminary=True))
         notes.append(_word_on_alert(outcome))
