@@ -130,6 +130,7 @@ def test_padding_is_black() -> None:
         ([(40.0, 80.0), (500.0, 2000.0)], (40.0, 80.0)),
         ([(500.0, 2000.0)], DEFAULT_WINDOW),  # bone only
         ([(40.0, 0.0)], DEFAULT_WINDOW),
+        ([(40.0, float("inf")), (float("nan"), 400.0)], DEFAULT_WINDOW),
         ([], DEFAULT_WINDOW),
     ],
 )

@@ -1,5 +1,8 @@
 """Key images: Secondary Capture of the slices that show a finding best, for people to look at."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -11,13 +14,13 @@ from pydicom.dataset import Dataset
 from pe_infer.dicom.attributes import Attributes
 from pe_infer.dicom.conversion import slice_of
 from pe_infer.dicom.frames import frames_of
-from pe_infer.dicom.headers import image_headers
+from pe_infer.dicom.headers import ImageHeader, image_headers
 from pe_infer.dicom.layout import pixel_layout
-from pe_infer.dicom.reading import Quiet, read_image
+from pe_infer.dicom.reading import read_image, translated
 from pe_infer.dicom.results import codes
 from pe_infer.dicom.results.envelope import RESEARCH_USE, Envelope, plain
 from pe_infer.dicom.results.outcome import ResultObject
-from pe_infer.dicom.results.rendering import DEFAULT_WINDOW, display_window, rendered
+from pe_infer.dicom.results.rendering import display_window, rendered
 from pe_infer.dicom.results.selection import KeySlab, Selection
 from pe_infer.dicom.results.sources import SourceInstance
 from pe_infer.errors import Code, DicomError
@@ -25,6 +28,7 @@ from pe_infer.geometry import Slice, SliceGeometry, Vector
 from pe_infer.result import StudyResult
 
 BURNT_IN: Final = "RESEARCH USE, NOT FOR DIAGNOSIS"
+_RESEND: Final = "Send the file again."
 _LETTERS: Final = ("RL", "AP", "FH")  # negative and positive end of each axis of the patient
 
 
@@ -40,27 +44,40 @@ def write_key_images(
         (slab.attention.peak for slab in result.evidence if slab.attention is not None),
         default=0.0,
     )
-    return [
-        _write(result, key, envelope, strongest, number, len(selection.slabs))
-        for number, key in enumerate(selection.slabs, start=1)
-    ]
+    opened: dict[Path, tuple[Dataset, list[ImageHeader]]] = {}  # one file may hold all frames
+    written = []
+    for number, key in enumerate(selection.slabs, start=1):
+        instance = envelope.sources.find(key.slab.sop_instance_uid)
+        if instance.path not in opened:
+            dataset = read_image(instance.path)
+            opened[instance.path] = (dataset, image_headers(dataset, str(instance.path)))
+        image = _decoded(instance, *opened[instance.path], key.slab.frame_number)
+        windows = _windows(instance, opened[instance.path][0], key.slab.frame_number)
+        count = len(selection.slabs)
+        shown = _Shown(instance=instance, image=image, windows=windows, number=number, count=count)
+        written.append(_write(result, key, shown, strongest, envelope))
+    return written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Shown:
+    """The slice of one key image."""
+
+    instance: SourceInstance
+    image: Slice
+    windows: Sequence[tuple[float, float]]
+    number: int
+    count: int
 
 
 def _write(
-    result: StudyResult,
-    key: KeySlab,
-    envelope: Envelope,
-    strongest: float,
-    number: int,
-    count: int,
+    result: StudyResult, key: KeySlab, shown: _Shown, strongest: float, envelope: Envelope
 ) -> ResultObject:
-    slab = key.slab
-    instance = envelope.sources.find(slab.sop_instance_uid)
-    image, windows = _read(instance, slab.frame_number)
-    window = display_window(windows)
+    slab, image, number = key.slab, shown.image, shown.number
+    window = display_window(shown.windows)
     meaning = result.finding.code.meaning
     below = [
-        plain(f"{meaning}: key image {number} of {count}, {slab.position_mm:.1f} mm"),
+        plain(f"{meaning}: key image {number} of {shown.count}, {slab.position_mm:.1f} mm"),
         plain(f"{key.strength}. Window {window}"),
     ]
     if slab.attention is not None:
@@ -73,23 +90,23 @@ def _write(
         above=[BURNT_IN],
         below=below,
     )
-    stand_in = envelope.sources.stand_in(instance)
     dataset = SCImage(
         pixel_array=np.ascontiguousarray(pixels),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        study_instance_uid=stand_in.StudyInstanceUID,
+        study_instance_uid=envelope.sources.study_instance_uid,
         patient_orientation=patient_orientation(image.geometry),
         **envelope.identifiers("key_image", number),
     )
     dataset.ConversionType = "SYN"
     dataset.BurnedInAnnotation = "YES"
-    default = ", a default" if window == DEFAULT_WINDOW and window not in windows else ""
+    default = ", a default" if window not in shown.windows else ""
+    wash = "no attention" if slab.attention is None else "attention as a colour wash"
     dataset.DerivationDescription = (
-        f"{key.strength}; window {window} HU{default}; attention as a colour wash. {RESEARCH_USE}"
+        f"{key.strength}; window {window} HU{default}; {wash}. {RESEARCH_USE}"
     )
-    source = instance.reference(slab.frame_number)
+    source = shown.instance.reference(slab.frame_number)
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     dataset.SourceImageSequence = [source]
     envelope.complete_image(dataset)
@@ -115,33 +132,35 @@ def _letter(direction: Vector) -> str:
     return _LETTERS[axis][direction[axis] > 0]
 
 
-@Quiet()
-def _read(
-    instance: SourceInstance, frame_number: int | None
-) -> tuple[Slice, list[tuple[float, float]]]:
-    """Decode one image; and the windows (centre, width) that its file suggests."""
-    name = str(instance.path)
-    dataset = read_image(instance.path)
-    header = next((h for h in image_headers(dataset, name) if h.frame_number == frame_number), None)
-    if header is None:
+def _decoded(
+    instance: SourceInstance,
+    dataset: Dataset,
+    headers: Sequence[ImageHeader],
+    frame_number: int | None,
+) -> Slice:
+    header = next((h for h in headers if h.frame_number == frame_number), None)
+    if header is None or header.sop_instance_uid != instance.sop_instance_uid:
         raise DicomError(
-            f"{name}: has no frame {frame_number}. Do not change files while they are read.",
+            f"{instance.path}: does not hold the slice of a key image any more. Do not change "
+            "files while they are read.",
             code=Code.UNREADABLE_FILE,
         )
-    return slice_of(dataset, header), _windows(instance, dataset, frame_number)
+    return slice_of(dataset, header)
 
 
 def _windows(
     instance: SourceInstance, dataset: Dataset, frame_number: int | None
 ) -> list[tuple[float, float]]:
+    """Return the windows (centre, width) that the file suggests."""
     name = str(instance.path)
     if frame_number is None:
-        stated = pydicom.dcmread(
-            instance.path,
-            force=True,
-            stop_before_pixels=True,
-            specific_tags=["WindowCenter", "WindowWidth"],
-        )
+        with translated(name, "read the window", code=Code.UNREADABLE_FILE, remedy=_RESEND):
+            stated = pydicom.dcmread(
+                instance.path,
+                force=True,
+                stop_before_pixels=True,
+                specific_tags=["WindowCenter", "WindowWidth"],
+            )
         group: Attributes | None = Attributes(stated, name)
     else:
         a = Attributes(dataset, name)

@@ -6,7 +6,7 @@ from highdicom import ko, sr
 
 from pe_infer.dicom.results import codes
 from pe_infer.dicom.results.envelope import RESEARCH_USE, Envelope, replace_sequence
-from pe_infer.dicom.results.outcome import ResultObject
+from pe_infer.dicom.results.outcome import MANUFACTURER, ResultObject
 from pe_infer.dicom.results.report import Image
 from pe_infer.dicom.results.selection import Selection
 from pe_infer.result import StudyResult
@@ -20,7 +20,7 @@ def write_key_objects(
     instances = list({instance.sop_instance_uid: instance for instance, _ in images}.values())
     evidence = [sources.stand_in(instance) for instance in instances]
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=identity.device_uid(), manufacturer_name="pe_infer", model_name=envelope.model
+        uid=identity.device_uid(), manufacturer_name=MANUFACTURER, model_name=envelope.model
     )
     meaning = result.finding.code.meaning
     content = ko.KeyObjectSelection(

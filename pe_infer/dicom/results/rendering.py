@@ -34,12 +34,13 @@ class DisplayWindow(NamedTuple):
 # For sources without a window that is centred on soft tissue (lung and bone windows are not).
 DEFAULT_WINDOW: Final = DisplayWindow(40.0, 400.0)
 _SOFT_TISSUE_HU: Final = (0.0, 400.0)
+_WIDEST_HU: Final = 4096.0
 
 
 def display_window(stated: Sequence[tuple[float, float]]) -> DisplayWindow:
     """Choose the first window of a source that is centred on soft tissue, else a default."""
     low, high = _SOFT_TISSUE_HU
-    suited = (pair for pair in stated if low <= pair[0] <= high and pair[1] > 1)
+    suited = (pair for pair in stated if low <= pair[0] <= high and 1 < pair[1] <= _WIDEST_HU)
     return DisplayWindow(*next(suited, DEFAULT_WINDOW))
 
 
