@@ -368,6 +368,10 @@ def test_a_result_without_attention_has_key_images_of_the_likeliest_slabs(
     assert [item.kind for item in made] == POSITIVE[:-1]
     document = report(made)
     assert "highest probabilities" in texts(document)
+    key = pydicom.dcmread(made[1].path)
+    assert "probability 0.82, number 1 of 10 slabs; window C 100 W 700 HU; no attention" in (
+        key.DerivationDescription
+    )
     images = named(document, "Source of Measurement")
     shown = [i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for i in images]
     assert shown == [f"{outcomes.SERIES}.{number}" for number in (12, 10, 8)]

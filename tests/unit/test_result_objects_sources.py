@@ -77,14 +77,21 @@ def test_a_source_that_says_nothing_of_patient_and_study(tmp_path: Path) -> None
 def test_names_keep_their_letters(
     character_set: str, name: str, description: str, tmp_path: Path
 ) -> None:
+    procedure = Dataset()
+    procedure.CodeValue, procedure.CodingSchemeDesignator = "1", "99LOCAL"
+    procedure.CodeMeaning = description
     change = setting(
-        SpecificCharacterSet=character_set, PatientName=name, StudyDescription=description
+        SpecificCharacterSet=character_set,
+        PatientName=name,
+        StudyDescription=description,
+        ProcedureCodeSequence=[procedure],
     )
     for item in written(tmp_path, altered(tmp_path / "source", change)):
         dataset = pydicom.dcmread(item.path)
         assert dataset.SpecificCharacterSet == "ISO_IR 192"
         assert str(dataset.PatientName) == name
         assert dataset.StudyDescription == description
+        assert dataset.ProcedureCodeSequence[0].CodeMeaning == description
 
 
 def test_a_name_in_an_undeclared_character_set_is_no_error(tmp_path: Path) -> None:
