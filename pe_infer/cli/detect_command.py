@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from pe_infer.choice import choose_bundle
@@ -61,6 +63,16 @@ def detect_command(
     json: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is standard output.")
     ] = None,
+    dicom_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--dicom-out",
+            metavar="DIR",
+            help="Write DICOM objects to this folder, new or empty: a structured report, for a "
+            "processed study the attention, for a positive one key images. A study that is "
+            "refused has none, only its exit status.",
+        ),
+    ] = None,
     stream_rate: Annotated[
         float | None,
         typer.Option("--stream-rate", help="Push slices at this many per second.", min=0.01),
@@ -74,6 +86,8 @@ def detect_command(
     messages = open_console(stderr=json == STDOUT)
     if json not in {None, STDOUT}:
         _check_target(Path(json))
+    if dicom_out is not None:
+        _check_empty(dicom_out)
     files = paths[0] if len(paths) == 1 else paths
     source: Study = files
     naming = nullcontext() if bundle is None else _naming_the_right_one(bundle, files, series)
@@ -91,12 +105,11 @@ def detect_command(
     ) as detector:
         reading = "reading" if stream_rate is None else "streaming"
         with naming, slice_meter(messages, reading) as meter:
+            study = _opened(detector, source, series)
             if stream_rate is None:
-                result = detector.detect(
-                    source, series=series, on_slice=meter.advance, on_update=meter.update
-                )
+                result = detector.detect(study, on_slice=meter.advance, on_update=meter.update)
             else:
-                result = _stream(detector, source, series, stream_rate, meter)
+                result = _stream(detector, study, stream_rate, meter)
         if json == STDOUT:
             typer.echo(result.to_json(indent=1))
         else:
@@ -105,6 +118,8 @@ def detect_command(
                     _write(result, Path(json))
             finally:
                 print_result(result, messages)
+        if dicom_out is not None:
+            _write_objects(result, study, dicom_out, messages)
     if result.status == "not_processed":
         raise typer.Exit(NOT_PROCESSED)
 
@@ -128,19 +143,16 @@ def _naming_the_right_one(bundle: str, source: Files, series: str | None) -> Ite
         ) from error
 
 
-def _stream(
-    detector: Detector,
-    source: Study,
-    series: str | None,
-    slices_per_s: float,
-    meter: Meter,
-) -> StudyResult:
-    """Push the slices of a study at a scanner's pace, head to feet."""
+def _opened(detector: Detector, source: Study, series: str | None) -> Series:
+    """Open the series that the detector would choose."""
     if isinstance(source, Series):
-        found = source
-    else:
-        wants_contrast = detector.bundle.manifest.scope.contrast != "forbidden"
-        found = open_series(source, series, prefer_contrast=wants_contrast)
+        return source
+    wants_contrast = detector.bundle.manifest.scope.contrast != "forbidden"
+    return open_series(source, series, prefer_contrast=wants_contrast)
+
+
+def _stream(detector: Detector, found: Series, slices_per_s: float, meter: Meter) -> StudyResult:
+    """Push the slices of a study at a scanner's pace, head to feet."""
     with detector.open() as stream:
         flags = found.flags
         images = paced(found.slices(descending=True), slices_per_s)
@@ -159,6 +171,23 @@ def _check_target(path: Path) -> None:
         raise ConfigurationError(
             f"--json {path}: {problem}. Name a file in a folder that is there."
         )
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder that objects cannot go to, before a study is read for them."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        problem = "holds files already" if folder.is_dir() else "is no folder"
+        raise ConfigurationError(f"--dicom-out {folder}: {problem}. Name a new or an empty folder.")
+
+
+def _write_objects(result: StudyResult, study: Series, folder: Path, messages: Console) -> None:
+    from pe_infer.dicom.results import write_results  # noqa: PLC0415  imports highdicom
+
+    paths = {r.instance.path for r in study.references if r.instance.path is not None}
+    now = datetime.now(UTC)
+    written = write_results(result, sorted(paths), folder, made_at=now)
+    names = ", ".join(item.path.name for item in written)
+    messages.print(Text(f"DICOM objects in {folder}: {names}"))
 
 
 def _write(result: StudyResult, path: Path) -> None:
