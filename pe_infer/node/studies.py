@@ -14,7 +14,7 @@ from pe_infer.node.capacity import Backlog, Slots
 from pe_infer.node.entries import Instance
 from pe_infer.node.inbox import Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.objects import WriteResults, result_writer
+from pe_infer.node.objects import WriteResults, write_results
 from pe_infer.node.parcels import Packer
 from pe_infer.node.reports import Reporter
 from pe_infer.node.routing import Router
@@ -45,7 +45,7 @@ class Studies:
         watch: Watch,
         on_parcel: Callable[[], None],
         *,
-        write_results: WriteResults | None = None,
+        write_results: WriteResults = write_results,
         clock: Callable[[], float] = time.monotonic,
         poll_s: float = POLL_S,
     ) -> None:
@@ -59,7 +59,7 @@ class Studies:
             detectors: By the names that the settings use.
             watch: Logs and metrics.
             on_parcel: Called when a parcel was entered.
-            write_results: Makes DICOM objects; ``None``: as ``pe_infer.dicom.results`` does.
+            write_results: Makes DICOM objects.
             clock: Seconds.
             poll_s: How often the ledger is asked for series that another process has reopened.
 
@@ -77,7 +77,7 @@ class Studies:
         self._agenda = Agenda(clock)
         self._backlog = Backlog(settings.limits.waiting_slices, watch.waiting_slices)
         self._slots = Slots(settings.limits.open_studies, self._agenda.wake, watch.open_studies)
-        self._packer = Packer(parcels, parcels.parent / _SCRATCH, write_results or result_writer())
+        self._packer = Packer(parcels, parcels.parent / _SCRATCH, write_results)
         self._reporter = Reporter(
             settings, ledger, self._packer, watch, on_parcel=on_parcel, clock=clock
         )

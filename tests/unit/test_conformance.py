@@ -16,10 +16,10 @@ from pe_infer.dicom.results import envelope, report
 from pe_infer.errors import Code
 from pe_infer.node import commitment, receiver
 from pe_infer.node.configuration import options
+from pe_infer.node.destinations import dicom as storing
 from pe_infer.node.node import STOP_S
 from pe_infer.node.settings import NodeSettings
 from pe_infer.node.watch import Watch
-from pe_infer.node.destinations import dicom as storing
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
