@@ -248,7 +248,7 @@ class Node:
             "listen__port": self.port,
             "operations__port": self.operations,
             "routing__bundles": '["ich"]',
-            "studies__quiet_s": 30,
+            "studies__quiet_s": 600,
             "retry__first_s": 0.5,
             "retry__most_s": 2,
             "retry__timeout_s": 20,
