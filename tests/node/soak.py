@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from node_peers import Node, Study, checked, free_port, store, wait_for
+from node_peers import Node, Study, checked, echo, free_port, store, wait_for
 
 SENDERS = 4
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
@@ -145,19 +145,18 @@ def failures(node: Node, sent: Sequence[Study]) -> list[str]:
     return found
 
 
-def throughput(port: int, study: Study, called: str) -> float:
+def throughput(port: int, studies: Sequence[Study], called: str) -> float:
     """Acknowledged slices per second over four associations at once."""
     began = time.perf_counter()
     with ThreadPoolExecutor(SENDERS) as pool:
-        rounds = [study.files] * (SENDERS * THROUGHPUT_ROUNDS)
-        sent = list(pool.map(lambda files: store(port, files, called=called), rounds))
+        sent = list(pool.map(lambda study: store(port, study.files, called=called), studies))
     seconds = time.perf_counter() - began
     acknowledged = sum(len(one.acknowledged) for one in sent)
-    assert acknowledged == len(study.files) * SENDERS * THROUGHPUT_ROUNDS, sent[0].output
+    assert acknowledged == sum(len(study.files) for study in studies), sent[0].output
     return acknowledged / seconds
 
 
-def beside_dcmtk(folder: Path, cache: Path, study: Study) -> dict[str, float]:
+def beside_dcmtk(folder: Path, cache: Path, copies: Copies) -> dict[str, float]:
     """Throughput of the node, which judges nothing meanwhile, and of storescp.
 
     The node has every slice on disk (fsync) before it answers, storescp in the page cache.
@@ -167,13 +166,15 @@ def beside_dcmtk(folder: Path, cache: Path, study: Study) -> dict[str, float]:
     (folder / "storescp").mkdir()
     port = free_port()
     peer = subprocess.Popen(
-        ["storescp", "--fork", "-aet", "PEER", "-uf", "-od", str(folder / "storescp"), str(port)]
+        ["storescp", "--fork", "-aet", "PEER", "-uf", "-od", str(folder / "storescp"), str(port)],
+        stderr=subprocess.DEVNULL,
     )
+    studies = [copies.next() for _ in range(SENDERS * THROUGHPUT_ROUNDS)]
     try:
-        wait_for("storescp", lambda: checked("echoscu", "127.0.0.1", port) == "")
+        wait_for("storescp", lambda: echo(port, called="PEER"))
         return {
-            "storescp": throughput(port, study, "PEER"),
-            "pe-infer": throughput(node.port, study, "PE_INFER"),
+            "storescp": throughput(port, studies, "PEER"),
+            "pe-infer": throughput(node.port, studies, "PE_INFER"),
         }
     finally:
         peer.terminate()
@@ -233,7 +234,8 @@ def soak(folder: Path) -> list[str]:
         operations__log_level="info",
     )
     node.start()
-    load = Load(node, Copies(study, folder / "copies"))
+    copies = Copies(study, folder / "copies")
+    load = Load(node, copies)
     wrong: list[str] = []
     try:
         began = time.monotonic()
@@ -270,7 +272,7 @@ def soak(folder: Path) -> list[str]:
             f"only {max(samples, default=0)} results in {MINUTES:g} minutes: memory after "
             f"study {LAST} is not known"
         )
-    rates = beside_dcmtk(folder, cache, study)
+    rates = beside_dcmtk(folder, cache, copies)
     say(
         "acknowledged slices/s, 4 associations: "
         + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
