@@ -124,7 +124,7 @@ def read_training_log(stage1: Path, stage2: Path, *, steps: tuple[int, int]) -> 
     losses = _rows(stage1.parent / "log.csv")
     scores = _rows(stage1.parent / "validation.csv")
     epochs = _rows(stage2.parent / "log.csv")
-    if not losses or not _knows(scores, steps[0]) or not _knows(epochs, steps[1]):
+    if not _knows(scores, steps[0]) or not _knows(epochs, steps[1]):
         return None
     validations: list[Entry] = []
     before = 0
