@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from export.ablation import app, chosen_rows, document_of
 from export.ablation_table import markdown
 from export.ablation_training import Ablation, Yardstick
 from export.datasets.store import StudyRecord, write_study
+from export.training import stage1, stage2
 from export.training.checkpoint import load_checkpoint
 from pe_infer.errors import ConfigurationError, InputError
 from pe_infer.phantom import open_phantom
@@ -261,6 +263,43 @@ def test_rows_are_chosen_by_name(place: Path, tmp_path: Path) -> None:
     assert len(chosen_rows(settings, [])) == 2
     with pytest.raises(InputError, match="there are the rows"):
         chosen_rows(settings, ["stage 3"])
+
+
+def test_a_seed_replaces_that_of_the_settings_and_is_kept(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first(*, seed: int | None, resume: bool) -> None:
+        stage1.main(
+            config=place / "one.toml",
+            data=place / "store",
+            run=tmp_path / "1",
+            resume=resume,
+            seed=seed,
+            minutes=0.0,
+            threads=1,
+        )
+
+    def second(*, seed: int | None, resume: bool) -> None:
+        stage2.main(
+            config=place / "two.toml",
+            data=place / "store",
+            stage1=tmp_path / "1" / "checkpoint.pt",
+            run=tmp_path / "2",
+            resume=resume,
+            seed=seed,
+            minutes=0.0,
+            threads=1,
+        )
+
+    for number, train in ((1, first), (2, second)):
+        train(seed=7, resume=False)
+        content = load_checkpoint(tmp_path / str(number) / "checkpoint.pt")
+        assert content["settings"]["seed"] == 7
+        with pytest.raises(typer.Exit):
+            train(seed=None, resume=True)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "a run of seed 7" in shown
+        assert "pass --seed 7" in shown
 
 
 def test_checkpoints_are_scored_as_the_run_scores_them(
