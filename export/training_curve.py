@@ -17,6 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from export.training.stage1 import LOG_COLUMNS, VALIDATION_COLUMNS
+from export.training.stage2 import LOG_COLUMNS as STUDY_COLUMNS
+
 TABLE_FILE: Final = "training.csv"
 CURVE_FILE: Final = "training.png"
 COLUMNS: Final = (
@@ -121,9 +124,9 @@ def read_training_log(stage1: Path, stage2: Path, *, steps: tuple[int, int]) -> 
     Returns:
         ``None`` where a log is missing, or does not know the step of its checkpoint.
     """
-    losses = _rows(stage1.parent / "log.csv")
-    scores = _rows(stage1.parent / "validation.csv")
-    epochs = _rows(stage2.parent / "log.csv")
+    losses = _rows(stage1.parent / "log.csv", LOG_COLUMNS)
+    scores = _rows(stage1.parent / "validation.csv", VALIDATION_COLUMNS)
+    epochs = _rows(stage2.parent / "log.csv", STUDY_COLUMNS)
     if not _knows(scores, steps[0]) or not _knows(epochs, steps[1]):
         return None
     validations: list[Entry] = []
@@ -160,11 +163,13 @@ def read_training_log(stage1: Path, stage2: Path, *, steps: tuple[int, int]) -> 
     return TrainingLog(losses, validations, of_stage2, steps)
 
 
-def _rows(path: Path) -> list[Entry]:
+def _rows(path: Path, columns: tuple[str, ...]) -> list[Entry]:
+    """Complete rows of a log; none where the file is not there, or is another log."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if tuple(row) == columns and None not in row.values()]
 
 
 def _knows(rows: Sequence[Entry], step: int) -> bool:

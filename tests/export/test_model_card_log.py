@@ -70,6 +70,14 @@ def test_logs_of_other_runs_are_not_taken(runs: tuple[Path, Path]) -> None:
     assert read_training_log(*runs, steps=(10_010, 125)) is None  # 125 lies between two epochs
     assert read_training_log(*runs, steps=(150, 120)) is None
     assert read_training_log(*runs, steps=(10_010, 305)) is not None  # stopped after the last rows
+    with (runs[1].parent / "log.csv").open("a") as file:
+        file.write("310,3")  # cut short
+    log = read_training_log(*runs, steps=(10_000, 120))
+    assert log is not None
+    assert len(log.epochs) == 30
+    other = (runs[0].parent / "log.csv").read_bytes()
+    (runs[1].parent / "log.csv").write_bytes(other)
+    assert read_training_log(*runs, steps=(10_000, 125)) is None
     (runs[1].parent / "log.csv").unlink()
     assert read_training_log(*runs, steps=(10_000, 120)) is None
 
