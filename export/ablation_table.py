@@ -205,19 +205,22 @@ class Effect:
         low, high = self.interval
         against = sum(difference <= 0 for difference in self.by_training)
         count = len(self.by_training)
+        verb, sign = (
+            ("show", "the expected") if self.paper is None else ("reproduce", "the paper's")
+        )
         if self.verdict == "reproduced":
-            return f"Reproduces: the interval and all {count} trainings have the paper's sign."
+            return f"{verb.title()}s: the interval and all {count} trainings have {sign} sign."
         if self.verdict == "one training":
             return (
-                "Points where the paper's does, but there is one training each: what another seed "
-                "would change is not known."
+                f"Has {sign} sign, but there is one training each: what another seed would change "
+                "is not known."
             )
         if self.verdict == "reversed":
-            return "Does not reproduce: the sign is reversed, and the interval excludes zero."
+            return f"Does not {verb}: the sign is reversed, and the interval excludes zero."
         reasons = ["the interval includes zero"] if low <= 0 <= high else []
         if against:
-            reasons.append(f"{against} of {count} trainings do not have the paper's sign")
-        return f"Does not reproduce: {' and '.join(reasons)}."
+            reasons.append(f"{against} of {count} trainings do not have {sign} sign")
+        return f"Does not {verb}: {' and '.join(reasons)}."
 
 
 def effect_of(

@@ -250,10 +250,10 @@ def test_effects_are_said_in_words() -> None:
     back = effect_of("part", "study", worse, better, None)
     assert back is not None
     assert back.by_training == pytest.approx([-d for d in found.by_training])
-    assert "paper: no figure known. Does not reproduce: the sign is reversed" in back.words
+    assert "paper: no figure known. Does not show: the sign is reversed" in back.words
     same = effect_of("part", "study", ("a", better[1]), ("b", better[1]), None)
     assert same is not None
-    assert "includes zero and 2 of 2 trainings do not have the paper's sign" in same.words
+    assert "includes zero and 2 of 2 trainings do not have the expected sign" in same.words
     single = effect_of("part", "study", ("a", better[1][:1]), worse, None)
     assert single is not None
     assert "what another seed would change is not known" in single.words
