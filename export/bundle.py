@@ -41,6 +41,7 @@ from export.training.checkpoint import load_checkpoint
 from export.training.config import DataSettings, Settings, Stage1Settings, load_settings
 from export.training.features import CACHE_FILE
 from export.training.stage2 import FEATURES_FOLDER
+from export.training_curve import CURVE_FILE, TABLE_FILE, TrainingLog, read_training_log
 from pe_infer.bundle import Bundle, GoldenData, write_bundle
 from pe_infer.errors import Code, InputError
 from pe_infer.manifest import (
@@ -107,6 +108,7 @@ class Trained:
         consecutive: Neighbouring slabs whose smallest logit is the score of a study in
             ``validation``; ``None`` where the study has a logit of its own.
         provenance: ``training`` of the manifest, without the evaluation.
+        log: Of both trainings, where it lies beside the checkpoints.
     """
 
     system: System
@@ -116,6 +118,7 @@ class Trained:
     validation: dict[str, list[float]]
     consecutive: int | None
     provenance: dict[str, Any]
+    log: TrainingLog | None = None
 
 
 def load_trained(paths: Sequence[Path]) -> Trained:
@@ -190,6 +193,9 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         validation=two.get("validation", {}),
         consecutive=two["settings"].get("consecutive"),
         provenance=provenance,
+        log=read_training_log(
+            path1, path2, steps=(one["progression"]["step"], two["progression"]["step"])
+        ),
     )
 
 
@@ -327,6 +333,8 @@ def make_bundle(
     document = manifest_of(settings, trained, graphs, shapes, evaluation)
     if shifted:
         document["training"]["shifted"] = dict(shifted)
+    if trained.log:
+        document["training"]["log"] = {"table": TABLE_FILE, "curve": CURVE_FILE}
     with tempfile.TemporaryDirectory() as scratch:
         files = export_graphs(graphs.nodes, Path(scratch))
         report = check_parity(graphs, files, study, assembly=assembly)
@@ -337,6 +345,8 @@ def make_bundle(
         document["training"]["parity"] = json.loads(json.dumps(asdict(report)))
         contents: dict[str, bytes | Path] = {path.name: path for path in files.values()}
         contents[GOLDEN_FILE] = golden.to_bytes()
+        if trained.log:
+            contents |= trained.log.files()
         contents[CARD_FILE] = model_card(document, trained.system.card, ablation).encode()
         return write_bundle(folder, document, contents), report
 

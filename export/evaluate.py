@@ -24,11 +24,12 @@ from rich.progress import track
 from rich.table import Table
 
 from export.anatomies import ANATOMIES
+from export.calibration import PlattScaling, calibration_report
 from export.command_line import PhantomOption, reported
 from export.datasets.generate import GriddedStudy, to_grid
 from export.datasets.labels import slab_label
 from export.datasets.semisynthetic.painted import RealPairs
-from export.evaluation_plots import write_plots
+from export.evaluation_plots import write_plots, write_reliability
 from export.held_out import held_out
 from export.measures import SlabCase, StudyCase, summary
 from export.phantoms import (
@@ -320,9 +321,14 @@ def main(
         "shifted": real is None and shown.digest() != open_phantom(shown.anatomy).digest(),
         "semi_synthetic": str(real.folder.name) if real else None,
         **summary(cases, ANATOMIES[shown.anatomy]),
+        "calibration": calibration_report(
+            cases,
+            PlattScaling(scale=manifest.calibration.scale, offset=manifest.calibration.offset),
+        ),
     }
     (out / "evaluation.json").write_text(json.dumps(result, indent=1, allow_nan=False))
     write_plots(cases, out, lesion_name=shown.lesion_name)
+    write_reliability(result["calibration"], out)
     console.print(_table(result))
 
 
@@ -337,6 +343,13 @@ def _table(result: Mapping[str, Any]) -> Table:
         if isinstance(value, dict) and "interval" in value:
             low, high = value["interval"]
             table.add_row(name, f"{value['value']:.3f}", f"{low:.3f} to {high:.3f}")
+    for when in ("before", "after"):
+        for name in ("ece", "brier"):
+            error = result["calibration"][when][name]
+            low, high = error["interval"]
+            table.add_row(
+                f"{name} {when} calibration", f"{error['value']:.3f}", f"{low:.3f} to {high:.3f}"
+            )
     for name, number in result["trivial_auc"].items():
         order = result["trivial_paired_order"][name]
         table.add_row(f"AUC of {name} (no network)", f"{number:.3f}", f"paired order {order:.3f}")

@@ -55,6 +55,7 @@ def model_card(
     while start:
         lines.append(f"- Stage 1 started from a run on {start['data']}: {_progress(start)}.")
         start = start.get("start")
+    lines += _log(training.get("log"))
     lines += [
         "",
         "## Operating points",
@@ -79,6 +80,16 @@ def model_card(
     if ablation:
         lines += ["", "## Ablation", "", ablation.strip()]
     return "\n".join([*lines, ""])
+
+
+def _log(files: Mapping[str, str] | None) -> list[str]:
+    if files is None:
+        return ["- Log: none lay beside the checkpoints, so there is no curve."]
+    return [
+        f"- Log: [{files['table']}]({files['table']}), a row per validation.",
+        "",
+        f"![Loss and validation of both stages]({files['curve']})",
+    ]
 
 
 def _progress(stage: Mapping[str, Any]) -> str:
@@ -113,6 +124,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
             lines.append(f"| {name} | {value['value']:.3f} | {low:.3f} to {high:.3f} |")
     for grouping, rows in evaluation.get("by_largest", {}).items():
         lines += _by_group(grouping, rows)
+    if calibration := evaluation.get("calibration"):
+        lines += _calibration(calibration)
     trivial = evaluation.get("trivial_auc", {})
     if trivial:
         lines += [
@@ -124,6 +137,23 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
             "|---|---|",
         ]
         lines += [f"| {name} | {value:.3f} |" for name, value in trivial.items()]
+    return lines
+
+
+def _calibration(calibration: Mapping[str, Any]) -> list[str]:
+    scaling, names = calibration["scaling"], {"ece": "expected error", "brier": "Brier score"}
+    lines = [
+        "",
+        "Calibration: probability = sigmoid(scale * logit + offset), fitted on validation studies:",
+        f"scale {scaling['scale']:.3f}, offset {scaling['offset']:.3f}. Half of the studies are",
+        "positive there and here; among patients of whom fewer are, probabilities are too high.",
+        "",
+        "| calibration | before | after |",
+        "|---|---|---|",
+    ]
+    for key, name in names.items():
+        both = " | ".join(_with_interval(calibration[w][key], 3) for w in ("before", "after"))
+        lines.append(f"| {name} | {both} |")
     return lines
 
 
@@ -149,8 +179,8 @@ def _by_group(grouping: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _with_interval(measured: Mapping[str, Any] | None) -> str:
+def _with_interval(measured: Mapping[str, Any] | None, digits: int = 2) -> str:
     if measured is None:
         return "-"
-    low, high = measured["interval"]
-    return f"{measured['value']:.2f} ({low:.2f} to {high:.2f})"
+    value, low, high = (f"{v:.{digits}f}" for v in (measured["value"], *measured["interval"]))
+    return f"{value} ({low} to {high})"

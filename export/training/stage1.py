@@ -109,7 +109,7 @@ class Stage1Run:
         Raises:
             ConfigurationError: The phases grow and the system cannot; ``run`` holds a checkpoint
                 and is not to be resumed, or the other way round; the checkpoint does not fit the
-                settings, or was trained on patients that ``data`` holds back.
+                settings, has another seed, or was trained on patients that ``data`` holds back.
             InputError: A checkpoint cannot be read.
         """
         self.settings = settings
@@ -237,6 +237,11 @@ class Stage1Run:
             raise ConfigurationError(
                 f"{self.checkpoint_path}: phase {self.at.phase} of width {content['width']}, the "
                 f"settings have phases of widths {widths}. Resume with the settings of the run."
+            )
+        if (seed := content["settings"]["seed"]) != self.settings.seed:
+            raise ConfigurationError(
+                f"{self.checkpoint_path}: a run of seed {seed}, now {self.settings.seed}: "
+                f"pass --seed {seed}"
             )
         self.start = content.get("start")
         self.model = self._new_model(content["width"], self.settings.seed)
@@ -401,6 +406,7 @@ def main(
     run: RunOption,
     resume: ResumeOption = False,
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of that of the settings.")] = None,
     minutes: MinutesOption = None,
     threads: ThreadsOption = 2,
 ) -> None:
@@ -409,6 +415,8 @@ def main(
     torch.set_num_threads(threads)
     with reported(console):
         settings = load_settings(config, Stage1Settings)
+        if seed is not None:
+            settings = settings.model_copy(update={"seed": seed})
         data_settings = load_data_settings(config, settings.data)
         run_of_stage1 = Stage1Run(settings, data_settings, data, run, resume=resume, start=start)
         with stopping(minutes) as stop:

@@ -48,6 +48,7 @@ from export.training.checkpoint import (
 from export.training.config import DataSettings, StudySettings, load_data_settings
 from export.training.schedule import Stopwatch, learning_rate
 from export.training.study_task import StudyTask
+from pe_infer.errors import ConfigurationError
 
 FEATURES_FOLDER = "features"  # of a run
 LOG_COLUMNS = ("step", "epoch", "lr", "loss", "auc", "validation_loss", "validation_auc", "minutes")
@@ -108,7 +109,8 @@ class Stage2Run:
 
         Raises:
             ConfigurationError: ``run`` holds a checkpoint and is not to be resumed, or the other
-                way round, or it was trained on patients that ``data`` holds back.
+                way round, or it has another seed, or was trained on patients that ``data`` holds
+                back.
             InputError: The checkpoint cannot be read.
         """
         self.settings = settings
@@ -130,6 +132,11 @@ class Stage2Run:
             data.refuse_mixing(
                 DataSettings.model_validate(content["data"]), str(self.checkpoint_path)
             )
+            if (seed := content["settings"]["seed"]) != settings.seed:
+                raise ConfigurationError(
+                    f"{self.checkpoint_path}: a run of seed {seed}, now {settings.seed}: "
+                    f"pass --seed {seed}"
+                )
             self.at = Progression(**content["progression"])
             self.model.load_state_dict(content["model"])
             self.mean.state, self.mean.updates = content["mean"], content["mean_updates"]
@@ -258,6 +265,7 @@ def main(
     stage1: Annotated[Path, typer.Option(help="Checkpoint of stage 1.")],
     run: RunOption,
     resume: ResumeOption = False,
+    seed: Annotated[int | None, typer.Option(help="In place of that of the settings.")] = None,
     minutes: MinutesOption = None,
     threads: ThreadsOption = 2,
 ) -> None:
@@ -266,6 +274,8 @@ def main(
     torch.set_num_threads(threads)
     with reported(console):
         settings = load_study_settings(config)
+        if seed is not None:
+            settings = settings.model_copy(update={"seed": seed})
         data_settings = load_data_settings(config, settings.data)
         system = system_of(settings)
         task = system.study_task(
