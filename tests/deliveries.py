@@ -1,7 +1,6 @@
 """Parcels in a ledger, and the peers that they go to, for tests of the outbox."""
 
 import json
-import os
 import ssl
 import subprocess
 import threading
@@ -51,15 +50,6 @@ def eventually(condition: Callable[[], object], what: str = "") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {what or condition}"
         time.sleep(0.005)
-
-
-def dcmtk(name: str) -> Path | None:
-    """A program of DCMTK; pynetdicom installs scripts of the same names."""
-    for folder in os.get_exec_path():
-        path = Path(folder, name)
-        if os.access(path, os.X_OK) and path.read_bytes()[:4] == b"\x7fELF":
-            return path
-    return None
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from peers import dcmtk
 
 PATIENT = {"PatientName": "GEHEIM^ADA", "PatientID": "MRN-471108", "PatientBirthDate": "19151210"}
 AE_TITLE = "CT_1"
@@ -28,9 +29,14 @@ _ACKNOWLEDGED = re.compile(
 )
 
 
+def program(name: str) -> str | None:
+    """A peer, if it is installed."""
+    return dcmtk(name) if name.startswith(("store", "echo")) else shutil.which(name)
+
+
 def need(*programs: str) -> None:
     """Skip, saying so, where a peer is not installed."""
-    if missing := [name for name in programs if shutil.which(name) is None]:
+    if missing := [name for name in programs if program(name) is None]:
         pytest.skip(
             f"{', '.join(missing)}: not installed (apt-get install dcmtk dicom3tools "
             "orthanc strace)"
@@ -56,8 +62,9 @@ def free_port() -> int:
 
 def run(*arguments: object, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
     """Run a program; standard output and error are one text."""
+    name, *rest = map(str, arguments)
     return subprocess.run(
-        list(map(str, arguments)),
+        [program(name) or name, *rest],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

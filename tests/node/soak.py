@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from node_peers import Node, Study, checked, echo, free_port, store, wait_for
+from peers import dcmtk
 
 SENDERS = 4
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
@@ -166,7 +167,16 @@ def beside_dcmtk(folder: Path, cache: Path, copies: Copies) -> dict[str, float]:
     (folder / "storescp").mkdir()
     port = free_port()
     peer = subprocess.Popen(
-        ["storescp", "--fork", "-aet", "PEER", "-uf", "-od", str(folder / "storescp"), str(port)],
+        [
+            str(dcmtk("storescp")),
+            "--fork",
+            "-aet",
+            "PEER",
+            "-uf",
+            "-od",
+            str(folder / "storescp"),
+            str(port),
+        ],
         stderr=subprocess.DEVNULL,
     )
     studies = [copies.next() for _ in range(SENDERS * THROUGHPUT_ROUNDS)]

@@ -14,12 +14,12 @@ from deliveries import (
     GROUP_LENGTH,
     Pacs,
     Sending,
-    dcmtk,
     eventually,
     pacs,
     running,
     self_signed,
 )
+from peers import dcmtk
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pe_infer.errors import Code, NodeError

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import ct_dataset, enhanced_dataset, ramp, save, save_series
+from peers import dcmtk
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -428,16 +428,16 @@ def test_what_was_kept_and_not_entered_is_read_and_entered(node: Running) -> Non
     assert read_kept(node.files()[0]) is None
 
 
-@pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
+@pytest.mark.skipif(dcmtk("storescu") is None, reason="DCMTK is not installed")
 def test_dcmtk_echoes_and_stores(node: Running, tmp_path: Path) -> None:
     paths = save_series(tmp_path / "study", [0.0, 1.0, 2.0])
     call = ["-aec", "PE_INFER", "127.0.0.1", str(node.port)]
-    subprocess.run(["echoscu", *call], check=True, timeout=60)
-    subprocess.run(["storescu", *call, *map(str, paths)], check=True, timeout=60)
+    subprocess.run([str(dcmtk("echoscu")), *call], check=True, timeout=60)
+    subprocess.run([str(dcmtk("storescu")), *call, *map(str, paths)], check=True, timeout=60)
     assert len(node.files()) == 3
 
 
-@pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
+@pytest.mark.skipif(dcmtk("storescu") is None, reason="DCMTK is not installed")
 def test_a_slice_from_dcmtk_and_one_from_pynetdicom_are_the_same_file(
     node: Running, tmp_path: Path
 ) -> None:
@@ -446,7 +446,7 @@ def test_a_slice_from_dcmtk_and_one_from_pynetdicom_are_the_same_file(
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     save(dataset, path)
     subprocess.run(
-        ["storescu", "-aec", "PE_INFER", "127.0.0.1", str(node.port), str(path)],
+        [str(dcmtk("storescu")), "-aec", "PE_INFER", "127.0.0.1", str(node.port), str(path)],
         check=True,
         timeout=60,
     )

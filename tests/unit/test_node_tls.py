@@ -1,6 +1,5 @@
 """Mutual TLS: whom each side lets in, and peers that do not come to an end with shaking hands."""
 
-import shutil
 import socket
 import ssl
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from certificate_files import Authority
 from dicom_files import ct_dataset
+from peers import dcmtk
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from receiving import DEADLINE_S, Running, associated, eventually, receiving, store
 
@@ -136,11 +136,11 @@ def test_an_encrypted_key_is_refused_and_not_asked_about(tmp_path: Path, node_tl
         server_context(node_tls.model_copy(update={"key": locked}))
 
 
-@pytest.mark.skipif(shutil.which("echoscu") is None, reason="DCMTK is not installed")
+@pytest.mark.skipif(dcmtk("echoscu") is None, reason="DCMTK is not installed")
 def test_dcmtk_echoes_over_tls(tmp_path: Path, authority: Authority, node_tls: Tls) -> None:
     peer = authority.tls("dcmtk")
     with receiving(tmp_path, listen={"tls": node_tls}) as node:
-        call = ["echoscu", "+tls", str(peer.key), str(peer.certificate)]
+        call = [str(dcmtk("echoscu")), "+tls", str(peer.key), str(peer.certificate)]
         call += ["+cf", str(peer.authority), "-aec", "PE_INFER", HOST, str(node.port)]
         subprocess.run(call, check=True, capture_output=True, timeout=60)
 
