@@ -159,7 +159,7 @@ def replay_command(
     state_dir: StateOption = None,
     deliver_only: Annotated[
         bool,
-        typer.Option("--deliver-only", help="Send what there is again, to every destination."),
+        typer.Option("--deliver-only", help="Send what there is again, to whom it was made for."),
     ] = False,
 ) -> None:
     """Judge a series again, as a new version; or send its results again."""

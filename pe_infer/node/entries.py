@@ -62,7 +62,7 @@ class SeriesEntry:
             ``"ignored"``: no bundle is to judge it.
         bundle: Which one is to; ``None`` as long as nothing is decided.
         reason: Why that one, or why none.
-        version: Of its latest result; 0 before the first.
+        version: Of its latest result, which may have been deleted; 0 before the first.
         expected: How many instances it says it has.
         first_at: When its first instance came, seconds since 1970.
         last_at: When its newest instance came.

@@ -4,6 +4,8 @@ Every method is one transaction, on disk when it returns (write-ahead log, ``syn
 Other processes may read and write at the same time (``pe-infer node``).
 """
 
+import hashlib
+import math
 import sqlite3
 import threading
 import time
@@ -88,6 +90,11 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_due ON deliveries (destination, state, due_at);
 CREATE INDEX series_state ON series (state);
 """
+# Versions of series that were deleted, by digest: objects of a later result get other UIDs.
+_GONE: Final = (
+    "CREATE TABLE IF NOT EXISTS gone "
+    "(series TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+)
 _SELECT_SERIES: Final = (
     "SELECT series.*, (SELECT count(*) FROM instances WHERE series_id = series.id) AS instances "
     "FROM series"
@@ -157,6 +164,8 @@ class Ledger:
     def add(self, new: NewInstance) -> Instance | None:
         """Enter a slice. A concluded series is being received again from here on.
 
+        A series that was removed goes on counting its versions.
+
         Returns:
             The entry; ``None`` if the ledger has this very instance already.
         """
@@ -165,8 +174,10 @@ class Ledger:
             uids = (new.study_instance_uid, new.series_instance_uid)
             run(
                 "INSERT INTO series (study_instance_uid, series_instance_uid, state, version, "
-                "first_at, last_at) VALUES (?, ?, 'receiving', 0, ?, ?) ON CONFLICT DO NOTHING",
-                (*uids, now, now),
+                "first_at, last_at) VALUES (?, ?, 'receiving', "
+                "coalesce((SELECT version FROM gone WHERE series = ?), 0), ?, ?) "
+                "ON CONFLICT DO NOTHING",
+                (*uids, _digest(*uids), now, now),
             )
             (series_id,) = run(
                 "SELECT id FROM series WHERE study_instance_uid = ? AND series_instance_uid = ?",
@@ -282,6 +293,8 @@ class Ledger:
     ) -> bool:
         """Forget a series, its slices, parcels and deliveries, if it is settled.
 
+        Only a digest of its UIDs and the version of its latest result stay.
+
         Args:
             series_id: Of the ledger; the number is not given again.
             before: As in `settled`.
@@ -292,12 +305,15 @@ class Ledger:
             Whether it was settled.
         """
         with self._transaction("remove a series") as run:
-            if not self._series(
-                run, f"{_SETTLED} AND last_at < ? AND series.id = ?", (before, series_id)
-            ):
+            settled = f"{_SETTLED} AND last_at < ? AND series.id = ?"
+            entry = next(iter(self._series(run, settled, (before, series_id))), None)
+            if entry is None:
                 return False
             folders = run("SELECT folder FROM parcels WHERE series_id = ?", (series_id,))
             discard([row["folder"] for row in folders.fetchall()])
+            if entry.version:
+                digest = _digest(entry.study_instance_uid, entry.series_instance_uid)
+                run("INSERT OR REPLACE INTO gone VALUES (?, ?)", (digest, entry.version))
             run("DELETE FROM series WHERE id = ?", (series_id,))
         return True
 
@@ -363,15 +379,19 @@ class Ledger:
 
     # Deliveries.
 
-    def due(self, destination: str, *, now: float, limit: int = 100) -> list[Delivery]:
+    def due(
+        self, destination: str, *, now: float, longest_s: float = math.inf, limit: int = 100
+    ) -> list[Delivery]:
         """Deliveries to a destination whose time has come, in the order they were entered.
 
         Of a series only the first one that is waiting: what is entered later goes later, even if
         the first one fails for a while. ``"stored"`` ones are due when their commitment has not
-        come in time.
+        come in time. What would have to wait longer than ``longest_s``, the longest wait there is,
+        is due too: the clock was set back.
         """
         with self._transaction("look for deliveries") as run:
-            return self._deliveries(run, f"{_OPEN} AND due_at <= ?", (destination, now), limit)
+            come = f"{_OPEN} AND (due_at <= ? OR due_at > ?)"
+            return self._deliveries(run, come, (destination, now, now + longest_s), limit)
 
     def next_due_at(self, destination: str) -> float | None:
         """When `due` has the next one, seconds since 1970; ``None``: there is none."""
@@ -500,6 +520,7 @@ class Ledger:
                     f"{self._path}: ledger of version {version}, this program writes version "
                     f"{SCHEMA_VERSION}: use the program that made it, or another state_dir"
                 )
+            run(_GONE)
 
     @contextmanager
     def _transaction(self, action: str) -> Iterator[Run]:
@@ -524,6 +545,10 @@ class Ledger:
                 "write there.",
                 code=Code.NODE_FULL if full else Code.NODE_STATE,
             ) from exc
+
+
+def _digest(*uids: str) -> str:
+    return hashlib.sha256("\0".join(uids).encode()).hexdigest()
 
 
 def _delivery(row: sqlite3.Row) -> Delivery:

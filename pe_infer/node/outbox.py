@@ -183,7 +183,9 @@ class Outbox:
 
     def _step(self, lane: _Lane) -> float:
         """Deliver what is due first; returns for how long there is nothing to do."""
-        delivery = next(iter(self._ledger.due(lane.name, now=self._clock(), limit=1)), None)
+        longest_s = max(self._retry.most_s, lane.commitment_s)
+        due = self._ledger.due(lane.name, now=self._clock(), longest_s=longest_s, limit=1)
+        delivery = next(iter(due), None)
         if delivery is not None:
             self._deliver(lane, delivery)
         open_deliveries = self._ledger.open_deliveries().get(lane.name, 0)

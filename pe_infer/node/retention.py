@@ -39,8 +39,12 @@ class Retention:
         self._ledger = ledger
 
     def clear(self) -> None:
-        """Delete what a process that has ended was about to delete. Before the node starts."""
+        """Delete what a process that has ended was about to delete. Before the node starts.
+
+        The folder for it is the node's from here on, also if another user is the first to purge.
+        """
         shutil.rmtree(self._removed, ignore_errors=True)
+        make_private_folder(self._removed)
         self._finish()
 
     def due(self, *, before: float) -> list[SeriesEntry]:

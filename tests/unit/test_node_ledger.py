@@ -82,6 +82,15 @@ def test_a_ledger_of_another_version_is_left_alone(tmp_path: Path) -> None:
         Ledger(tmp_path / "l")
 
 
+def test_a_ledger_that_does_not_count_versions_on_learns_it(tmp_path: Path) -> None:
+    Ledger(tmp_path / "l").close()
+    with sqlite3.connect(tmp_path / "l") as connection:
+        connection.execute("DROP TABLE gone")
+    connection.close()
+    with Ledger(tmp_path / "l") as ledger:
+        assert ledger.add(slice_of()) is not None
+
+
 def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "l") as connection:
         connection.execute("CREATE TABLE theirs (a)")

@@ -314,3 +314,31 @@ def test_logs_hold_neither_uids_nor_names(tmp_path: Path, archive: Pacs) -> None
     assert sending.watch.alias(series.series_instance_uid) in logged
     for secret in ("1.2.826", "2.25.", "Family", str(tmp_path), *archive.stored):
         assert secret not in logged
+
+
+def test_a_clock_that_is_set_back_does_not_hold_up_a_delivery(
+    tmp_path: Path, hook: Console
+) -> None:
+    sending = Sending(tmp_path, (hook.destination(),))
+    sending.result(sending.series())
+    hook.statuses = [500]
+    with running(sending) as outbox:
+        eventually(lambda: sending.ledger.deliveries()[0].attempts == 1)
+        sending.clock.now -= 365 * 86400.0
+        outbox.wake()
+        eventually(sending.all_done)
+
+
+def test_a_clock_that_is_set_back_a_little_does_not_send_early(
+    tmp_path: Path, hook: Console
+) -> None:
+    sending = Sending(tmp_path, (hook.destination(),))
+    sending.result(sending.series())
+    hook.statuses = [500]
+    with running(sending) as outbox:
+        eventually(lambda: sending.ledger.deliveries()[0].attempts == 1)
+        sending.clock.now -= 30.0
+        outbox.wake()
+        (waiting,) = sending.ledger.deliveries()
+        assert waiting.state == "waiting"
+        assert not sending.ledger.due("console", now=sending.clock.now, longest_s=60.0)

@@ -199,3 +199,39 @@ def test_slices_that_come_while_a_series_goes_are_a_series_of_their_own(
     ]
     assert all(path.is_file() for path in entered)
     assert sorted(entered) == sorted((tmp_path / "slices").rglob("*.dcm"))
+
+
+def test_versions_of_a_series_that_comes_again_are_counted_on(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    """Objects of another content must not have the UIDs of those that a PACS has."""
+    for version in (1, 2):
+        series_id = settle(tmp_path, ledger, inbox)
+        entry = ledger.series_entry(series_id)
+        assert entry is not None
+        assert entry.version == version
+        assert len(retention.purge(before=math.inf)) == 1
+    other = ledger.series_entry(receive(inbox, "3"))
+    assert other is not None
+    assert other.version == 0
+
+
+def test_a_series_without_a_result_that_comes_again_goes_on_from_the_last_result(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
+) -> None:
+    settle(tmp_path, ledger, inbox)
+    retention.purge(before=math.inf)
+    ledger.route(receive(inbox), bundle=None, reason="a scout")
+    retention.purge(before=math.inf)
+    entry = ledger.series_entry(receive(inbox))
+    assert entry is not None
+    assert entry.version == 1
+
+
+def test_the_folder_of_what_goes_is_there_before_another_user_needs_it(
+    tmp_path: Path, retention: Retention
+) -> None:
+    """Else a purge by root makes it, and the node can delete nothing any more."""
+    (tmp_path / "removing").mkdir(exist_ok=True)
+    retention.clear()
+    assert (tmp_path / "removing").stat().st_mode & 0o777 == 0o700
