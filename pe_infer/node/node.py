@@ -13,18 +13,18 @@ from typing import Final, Self, TextIO
 
 from pe_infer.bundle import shipped
 from pe_infer.detector import Detector
-from pe_infer.dicom.intake import read_intake_header
 from pe_infer.errors import PeInferError
-from pe_infer.node.inbox import Header, Inbox
+from pe_infer.node.inbox import Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.operations import Operations
+from pe_infer.node.operations import CLIENT, Operations
 from pe_infer.node.outbox import Outbox
-from pe_infer.node.receiver import Receiver
+from pe_infer.node.receiver import Receiver, read_kept
 from pe_infer.node.retention import PARCELS, Retention
 from pe_infer.node.routing import IGNORE
 from pe_infer.node.settings import Engine, NodeSettings, Routing
 from pe_infer.node.state import StateFolder
 from pe_infer.node.studies import Studies
+from pe_infer.node.upper_layer import ASSOCIATION
 from pe_infer.node.watch import Watch
 
 STOP_S: Final = {"receiver": 5.0, "studies": 10.0, "outbox": 5.0, "operations": 2.0}
@@ -124,7 +124,7 @@ class Node:
         retention = Retention(settings.state_dir, ledger)
         retention.clear()
         inbox = Inbox(settings.state_dir, ledger)
-        if entered := inbox.recover(_header):
+        if entered := inbox.recover(read_kept):
             watch.log.info("slices on disk entered", slices=entered)
         with self._threads.of("operations"):
             pages = Operations(operations, watch, ready=self.ready, problems=self.problems)
@@ -199,10 +199,14 @@ class _Threads:
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """What is started meanwhile belongs to a part."""
+        """What is started meanwhile belongs to a part, but for connections that come meanwhile."""
         before = set(threading.enumerate())
         yield
-        started = set(threading.enumerate()) - before
+        started = {
+            thread
+            for thread in set(threading.enumerate()) - before
+            if not thread.name.startswith((ASSOCIATION, CLIENT))
+        }
         with self._lock:
             self._of.setdefault(part, set()).update(started)
 
@@ -275,19 +279,3 @@ def _memory_bytes() -> int:
     """Resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
-
-
-def _header(path: Path) -> Header | None:
-    """What a file of the inbox says of itself, if it can be read."""
-    try:
-        found = read_intake_header(path, path.name)
-    except PeInferError:
-        return None
-    return Header(
-        study_instance_uid=found.study_instance_uid,
-        series_instance_uid=found.series_instance_uid,
-        sop_instance_uid=found.sop_instance_uid,
-        sop_class_uid=found.sop_class_uid,
-        transfer_syntax_uid=found.transfer_syntax_uid,
-        expected=found.expected,
-    )

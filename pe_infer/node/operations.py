@@ -21,6 +21,7 @@ from pe_infer.node.watch import Watch
 PATIENCE_S: Final = 5.0  # for a request to come, and again for its answer to be taken
 MAX_REQUEST_BYTES: Final = 8192
 MAX_CLIENTS: Final = 8  # at once; more are hung up on
+CLIENT: Final = "operations-client"  # name of their threads
 _POLL_S: Final = 0.1
 _JSON: Final = "application/json"
 
@@ -108,7 +109,6 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A thread for each of a few clients; none holds anything that has to be waited for."""
 
     allow_reuse_address = True
-    daemon_threads = True
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Page], watch: Watch) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -125,10 +125,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        thread = threading.Thread(
+            target=self.process_request_thread,
+            args=(request, client_address),
+            name=CLIENT,
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

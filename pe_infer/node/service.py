@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -61,13 +62,13 @@ def _signalled(signals: "queue.SimpleQueue[int]", timeout_s: float | None) -> bo
 
 
 def notify(state: str) -> None:
-    """Tell the service manager, if there is one that asked for it (sd_notify)."""
+    """Tell the service manager, if there is one that asked for it and listens (sd_notify)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
         address = f"\0{address[1:]}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.sendto(state.encode(), address)
 
 

@@ -34,6 +34,7 @@ from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHa
 
 _config.LOG_HANDLER_LEVEL = "none"  # it would log every PDU and data set
 
+ASSOCIATION: Final = "association"  # how the names of threads of connections begin
 IN_MEMORY_BYTES: Final = 8 << 20  # of a data set; what is longer arrives on disk
 _CHECKED_BYTES: Final = 16 << 20  # how often the room on the disk is looked at meanwhile
 _PIECE_BYTES: Final = 1 << 20
@@ -348,7 +349,7 @@ class Server(AssociationServer):
         """Start the thread of a connection."""
         self._count += 1
         thread = threading.Thread(
-            target=self._run, args=(request, client_address), name=f"association-{self._count}"
+            target=self._run, args=(request, client_address), name=f"{ASSOCIATION}-{self._count}"
         )
         with self._changed:
             self._connections[thread] = request

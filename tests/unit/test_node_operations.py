@@ -14,7 +14,7 @@ from deliveries import eventually
 
 from pe_infer.errors import Code, NodeError
 from pe_infer.node import operations, settings
-from pe_infer.node.operations import MAX_CLIENTS, Operations
+from pe_infer.node.operations import CLIENT, MAX_CLIENTS, Operations
 from pe_infer.node.watch import Watch
 
 
@@ -161,7 +161,7 @@ def test_more_clients_than_there_is_room_for_are_hung_up_on(served: Served) -> N
     try:
 
         def threads() -> int:
-            return sum("process_request" in t.name for t in threading.enumerate())
+            return sum(t.name == CLIENT for t in threading.enumerate())
 
         eventually(lambda: threads() >= MAX_CLIENTS)
         assert raw(served, b"") == b""
@@ -223,3 +223,16 @@ def test_after_the_end_nobody_listens() -> None:
     refused: Any = pytest.raises(ConnectionRefusedError)
     with refused:
         socket.create_connection(served.address)
+
+
+def test_a_client_for_whom_there_is_no_thread_leaves_its_place(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(MAX_CLIENTS + 1):
+            assert raw(served, b"") == b""
+    assert served.get("/healthz")[0] == 200

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from deliveries import eventually
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 from typer.testing import CliRunner
@@ -23,7 +24,10 @@ from pe_infer.cli import node_extra
 from pe_infer.errors import ConfigurationError, NodeError
 from pe_infer.node.configuration import default_file
 from pe_infer.node.node import Node, _Threads, bundles_of
+from pe_infer.node.operations import Operations
+from pe_infer.node.service import notify
 from pe_infer.node.settings import NodeSettings, Routing
+from pe_infer.node.watch import Watch
 
 NOTHING_TO_JUDGE = {"otherwise": "ignore"}
 
@@ -254,6 +258,44 @@ def test_a_thread_that_has_ended_is_a_problem() -> None:
     assert threads.ended() == ["studies: thread 'studies 1' has ended; restart the node"]
     threads.forget()
     assert threads.ended() == []
+
+
+@pytest.mark.parametrize("name", ["association-3", "association-3-pdus", "operations-client"])
+def test_a_connection_that_comes_while_a_part_starts_may_end(name: str) -> None:
+    threads = _Threads()
+    go_on = threading.Event()
+    with threads.of("detectors"):
+        thread = threading.Thread(target=go_on.wait, name=name)
+        thread.start()
+    go_on.set()
+    thread.join()
+    assert threads.ended() == []
+
+
+def test_a_client_that_asks_while_the_bundles_load_is_no_part_of_the_node(tmp_path: Path) -> None:
+    threads = _Threads()
+    told = settings(tmp_path, operations={"port": free_port()}).operations
+    pages = Operations(told, Watch(b"key"), ready=lambda: True, problems=list)
+    pages.start()
+    try:
+        before = set(threading.enumerate())
+        with (
+            socket.create_connection((told.host, told.port)) as client,
+            threads.of("detectors"),
+        ):
+            client.sendall(b"GET /healthz HTTP/1.0\r\n")  # the rest never comes
+            eventually(lambda: set(threading.enumerate()) - before)
+        eventually(lambda: not set(threading.enumerate()) - before)
+    finally:
+        pages.stop(20.0)
+    assert threads.ended() == []
+
+
+def test_a_service_manager_that_does_not_listen_does_not_end_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    notify("WATCHDOG=1")
 
 
 def test_the_bundles_that_routing_may_choose_are_loaded() -> None:
