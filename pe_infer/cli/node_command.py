@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # needs the extra ``node``
 SHOWN: Final = 20
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MEBIBYTE: Final = 1 << 20
+_UID: Final = re.compile(r"(?<=\binstance )[0-9]+(?:\.[0-9]+)+")
 
 ConfigOption: TypeAlias = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="The node's settings.")
@@ -64,6 +65,12 @@ class _Opened:
         from pe_infer.node.watch import alias_of  # noqa: PLC0415  needs the extra
 
         return alias_of(entry.series_instance_uid, self.key)
+
+    def without_uids(self, text: str | None) -> str | None:
+        """A text with aliases in place of the UIDs of instances that it names."""
+        from pe_infer.node.watch import alias_of  # noqa: PLC0415  needs the extra
+
+        return text and _UID.sub(lambda found: alias_of(found[0], self.key), text)
 
     def find(self, name: str) -> "SeriesEntry":
         for entry in self.ledger.series():
@@ -250,7 +257,7 @@ def _status(node: _Opened) -> dict[str, Any]:
                 "series": names[entry.id],
                 "state": entry.state,
                 "bundle": entry.bundle,
-                "reason": entry.reason,
+                "reason": node.without_uids(entry.reason),
                 "slices": entry.instances,
                 "expected": entry.expected,
                 "first_at": _moment(entry.first_at),

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from pe_infer.errors import NodeError
 from pe_infer.node.durable import make_private_folder, sync_folder, taken, translated
 from pe_infer.node.entries import SeriesEntry
 from pe_infer.node.inbox import FILES
@@ -62,14 +63,23 @@ class Retention:
             The series that are gone.
 
         Raises:
-            NodeError: Files cannot be moved or deleted; what was not moved is still entered.
+            NodeError: Files of a series cannot be moved or deleted; what was not moved is still
+                entered. The other series are gone.
         """
         self._finish()
-        return [
-            entry
-            for entry in self.due(before=before)
-            if series_id in {None, entry.id} and self._remove(entry, before)
-        ]
+        gone: list[SeriesEntry] = []
+        failure: NodeError | None = None
+        for entry in self.due(before=before):
+            if series_id not in {None, entry.id}:
+                continue
+            try:
+                if self._remove(entry, before):
+                    gone.append(entry)
+            except NodeError as exc:
+                failure = failure or exc
+        if failure is not None:
+            raise failure
+        return gone
 
     def _finish(self) -> None:
         """Delete the entries of series whose slices a process that has ended had moved away."""

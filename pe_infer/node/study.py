@@ -283,6 +283,9 @@ class Study:
             readable = dicom.survey(self._setup.inbox.path(instance)).readable
         except (InputError, ConfigurationError):
             return Taken.PASSED
+        except Exception as exc:  # noqa: BLE001  # such a series has to come to an end too
+            self._setup.watch.failed("header_unreadable", exc, series_id=self.entry.id)
+            return Taken.PASSED
         for summary, info in readable:
             if self._ignored(info, summary.thickness_mm, instance):
                 return Taken.IGNORED

@@ -79,6 +79,19 @@ def test_status_counts_and_names_no_uid(
     assert "1.2.3" not in text + node("status", "--json")
 
 
+def test_a_reason_names_instances_by_their_aliases(
+    state: StateFolder, ledger: Ledger, inbox: Inbox, node: Node
+) -> None:
+    series_id = receive(inbox)
+    instance = ledger.instances(series_id)[-1]
+    reason = f"dicom.missing_attribute: instance {instance.sop_instance_uid}: Rows"
+    ledger.set_aside(series_id, reason=reason, last_instance=instance.id)
+    alias = alias_of(instance.sop_instance_uid, state.key())
+    (entry,) = json.loads(node("status", "--json"))["series"]
+    assert entry["reason"] == f"dicom.missing_attribute: instance {alias}: Rows"
+    assert instance.sop_instance_uid not in node("status")
+
+
 def test_status_works_without_a_node_that_runs(state: StateFolder, node: Node) -> None:
     with Ledger(state.ledger):
         pass

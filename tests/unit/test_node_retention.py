@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from node_states import conclude, header, receive
 
+from pe_infer.errors import NodeError
 from pe_infer.node import retention as module
 from pe_infer.node.durable import held
 from pe_infer.node.inbox import Inbox
@@ -235,3 +236,25 @@ def test_the_folder_of_what_goes_is_there_before_another_user_needs_it(
     (tmp_path / "removing").mkdir(exist_ok=True)
     retention.clear()
     assert (tmp_path / "removing").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_series_that_cannot_be_deleted_keeps_no_other(
+    tmp_path: Path,
+    ledger: Ledger,
+    inbox: Inbox,
+    retention: Retention,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stays, goes = (settle(tmp_path, ledger, inbox, series) for series in "12")
+    move = module._move
+
+    def fail(folder: Path, target: Path) -> None:
+        if folder.name == "1.2.3.1":
+            raise PermissionError
+        move(folder, target)
+
+    monkeypatch.setattr(module, "_move", fail)
+    with pytest.raises(NodeError):
+        retention.purge(before=math.inf)
+    assert [entry.id for entry in ledger.series()] == [stays]
+    assert goes != stays

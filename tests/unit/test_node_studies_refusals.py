@@ -12,7 +12,7 @@ from dicom_files import changed, save
 from node_bench import EVERY_4_MM, Bench, make_files, until
 from toy_bundles import make
 
-from pe_infer import Detector
+from pe_infer import Detector, dicom
 from pe_infer.errors import EngineError
 from pe_infer.executor import Executor
 from pe_infer.node.entries import Parcel
@@ -128,6 +128,27 @@ def test_a_series_that_says_nothing_of_itself_is_set_aside_with_the_reason(
     assert entry.reason is not None
     assert entry.reason.startswith("dicom.missing_attribute: instance 1.2.3.1.1: PixelSpacing")
     assert bench.parcels() == []
+
+
+def test_a_series_that_no_reader_survives_is_set_aside(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its slices would count as waiting for ever."""
+
+    def crash(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("of a library")
+
+    monkeypatch.setattr(dicom, "convert", crash)
+    monkeypatch.setattr(dicom, "survey", crash)
+    bench.send(*make_files(tmp_path)[:3])
+    bench.quiet()
+    bench.until_settled()
+    (entry,) = bench.series()
+    assert (entry.state, entry.version) == ("concluded", 0)
+    assert entry.reason is not None
+    assert entry.reason.startswith("engine.failed")
+    assert bench.waiting() == 0
+    assert '"header_unreadable"' in bench.log.getvalue()
 
 
 def other_pixels(file: Path) -> Path:
