@@ -22,7 +22,7 @@ class NewInstance:
         sha256: Of the data set as it came.
         bytes: Size of the file.
         file: Path below the inbox.
-        calling_ae_title: Who sent it.
+        calling_ae_title: Who sent it; empty: not known, it was found on disk.
         expected: How many instances its series says it has; ``None`` if it does not say.
     """
 

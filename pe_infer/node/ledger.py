@@ -103,6 +103,11 @@ _END_SERIES: Final = (  # unless a slice came after the one of that number
     "UPDATE series SET state = iif(EXISTS (SELECT 1 FROM instances "
     "WHERE series_id = series.id AND instances.id > ?), 'receiving', 'concluded')"
 )
+_ROUTE_AGAIN: Final = (  # nobody knew who sends the series when it was ignored
+    "UPDATE series SET state = 'receiving', bundle = NULL, reason = NULL WHERE id = ? "
+    "AND state = 'ignored' AND NOT EXISTS (SELECT 1 FROM instances "
+    "WHERE series_id = series.id AND calling_ae_title <> '')"
+)
 _SELECT_DELIVERIES: Final = (
     "SELECT deliveries.*, series_id, kind, version, verdict, folder, made_at "
     "FROM deliveries JOIN parcels ON parcels.id = parcel_id"
@@ -164,7 +169,8 @@ class Ledger:
     def add(self, new: NewInstance) -> Instance | None:
         """Enter a slice. A concluded series is being received again from here on.
 
-        A series that was removed goes on counting its versions.
+        A series that was removed goes on counting its versions. One that was ignored is routed
+        anew if this slice is the first of which it is known who sent it.
 
         Returns:
             The entry; ``None`` if the ledger has this very instance already.
@@ -183,6 +189,8 @@ class Ledger:
                 "SELECT id FROM series WHERE study_instance_uid = ? AND series_instance_uid = ?",
                 uids,
             ).fetchone()
+            if new.calling_ae_title:
+                run(_ROUTE_AGAIN, (series_id,))
             added = run(
                 "INSERT INTO instances (series_id, sop_instance_uid, sop_class_uid, "
                 "transfer_syntax_uid, sha256, bytes, file, calling_ae_title, received_at) "
@@ -201,6 +209,11 @@ class Ledger:
                 ),
             ).fetchone()
             if added is None:
+                run(
+                    "UPDATE instances SET calling_ae_title = ? WHERE series_id = ? "
+                    "AND sop_instance_uid = ? AND sha256 = ? AND calling_ae_title = ''",
+                    (new.calling_ae_title, series_id, new.sop_instance_uid, new.sha256),
+                )
                 return None
             run(
                 "UPDATE series SET last_at = ?, expected = coalesce(?, expected), "

@@ -295,7 +295,7 @@ class Study:
         """Decide who judges the series, unless that is known; whether nobody does."""
         if self._decision is None:
             decision = self._setup.router.decide(
-                info, thickness_mm=thickness_mm, calling_ae_title=instance.calling_ae_title
+                info, thickness_mm=thickness_mm, calling_ae_title=self._sender(instance)
             )
             self._setup.ledger.route(self.entry.id, bundle=decision.bundle, reason=decision.reason)
             self._decision = decision
@@ -304,6 +304,13 @@ class Study:
             else:
                 self.log("routed", bundle=decision.bundle)
         return self._decision.bundle is None
+
+    def _sender(self, instance: Instance) -> str:
+        """Who sent a slice; who sent another one of the series where that is not known."""
+        if instance.calling_ae_title:
+            return instance.calling_ae_title
+        others = self._setup.ledger.instances(self.entry.id)
+        return next((i.calling_ae_title for i in others if i.calling_ae_title), "")
 
     def _detector(self) -> Detector:
         assert self._decision is not None  # noqa: S101  nothing is pushed before

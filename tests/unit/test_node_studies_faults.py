@@ -179,6 +179,27 @@ def test_a_series_whose_bundle_is_gone_is_routed_anew(tmp_path: Path, detector: 
         assert after.results()[0].version == 1
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_slice_that_was_not_entered_does_not_decide_who_judges(
+    tmp_path: Path, detector: Detector, first: int
+) -> None:
+    """Its file does not say who sent it; the sender comes again, with it or after it."""
+    files = make_files(tmp_path)
+    rules = {
+        "rules": [{"bundle": "toy", "calling_ae_title": "CT_*"}],
+        "otherwise": "ignore",
+    }
+    with Bench(tmp_path / "state", {"toy": detector}, routing=rules) as bench:
+        bench.keep(files[0], calling_ae_title="")  # as `Inbox.recover` does
+        bench.studies.start()
+        until(lambda: bench.series()[0].state == "ignored")
+        bench.send(*files[first:], calling_ae_title="CT_1")
+        until(lambda: bench.series()[0].state == "receiving")
+        bench.settle()
+        (result,) = bench.results()
+        assert bench.document(result)["result"]["coverage"]["slices"] == len(files)
+
+
 @pytest.mark.parametrize("owner", [Ledger, Packer])
 def test_a_disk_that_is_full_delays_a_result(
     bench: Bench,
