@@ -49,9 +49,9 @@ def print_facts(console: Console, facts: Iterable[tuple[str, str]], title: str =
 def print_table(
     console: Console, columns: Sequence[str], rows: Iterable[Sequence[Cell]], title: str = ""
 ) -> None:
-    """Print rows under headings. Strings are taken as they are: they hold no markup."""
+    """Print rows under headings, if there are any. Strings are taken as they are: no markup."""
     _print_title(console, title)
-    table = Table(box=box.SIMPLE, pad_edge=False)
+    table = Table(box=box.SIMPLE, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

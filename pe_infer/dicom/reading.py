@@ -69,6 +69,7 @@ HEADER_KEYWORDS: tuple[str, ...] = (
     "RescaleSlope",
     "RescaleType",
     "LossyImageCompression",
+    "BurnedInAnnotation",
     "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",

@@ -1,6 +1,7 @@
 """Key images, key objects and attention: that they lie where the network looked."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydicom.dataset import Dataset
 from strategies import AXIAL_ORIENTATIONS
 
 from pe_infer.dicom.results import ResultObject, write_results
-from pe_infer.dicom.results.key_images import BURNT_IN, patient_orientation
+from pe_infer.dicom.results.key_images import BURNT_IN, patient_orientation, sides_of
 from pe_infer.dicom.results.rendering import (
     DEFAULT_WINDOW,
     DisplayWindow,
@@ -82,9 +83,8 @@ def test_attention_is_zero_where_the_network_did_not_look() -> None:
 def test_the_wash_colours_the_peak_and_nothing_else() -> None:
     image = outcomes.slices(1)[0]
     attention = outcomes.attention_of(image, spot())
-    lines = {"above": [BURNT_IN], "below": ["a", "b"]}
-    plain = rendered(image, None, strongest=2.0, window=WINDOW, **lines)
-    shown = rendered(image, attention, strongest=2.0, window=WINDOW, **lines)
+    drawn = partial(rendered, image, strongest=2.0, window=WINDOW, above=[BURNT_IN], below=["a"])
+    plain, shown = drawn(attention=None), drawn(attention=attention)
     factor, top = 11, 22  # 48 pixels to 528; a line of words above
     row, col = pixel_of(image.geometry, attention.peak_mm)
     red, green, blue = shown[top + factor * row, factor * col].astype(int)
@@ -115,6 +115,43 @@ def test_words_hide_nothing_of_the_slice() -> None:
     np.testing.assert_array_equal(labelled[top : top + 528], bare[4 : 4 + 528])
     assert labelled[:top].max() == 255
     assert labelled[top + 528 :].max() == 255
+
+
+def test_the_sides_of_the_patient_stand_beside_the_slice() -> None:
+    image = outcomes.slices(1)[0]
+    bare = rendered(image, None, strongest=0.0, window=WINDOW, above=[], below=[])
+    marked = rendered(
+        image, None, strongest=0.0, window=WINDOW, above=[], below=[], sides=("R", "L")
+    )
+    np.testing.assert_array_equal(marked[:, 18:-18], bare)
+    left, right = marked[:, :18], marked[:, -18:]
+    assert left.max() == right.max() == 255
+    assert (left != right).any()
+
+
+@pytest.mark.parametrize(
+    ("row", "col", "expected"),
+    [
+        ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), ("R", "L")),
+        ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), ("L", "R")),
+        ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), ("P", "A")),
+    ],
+)
+def test_the_sides_follow_the_orientation(
+    row: Vector, col: Vector, expected: tuple[str, str]
+) -> None:
+    (image,) = outcomes.slices(1, row_direction=row, col_direction=col)
+    assert sides_of(image.geometry) == expected
+
+
+def test_long_lines_are_folded_and_lose_nothing() -> None:
+    image = outcomes.slices(1)[0]
+    words = "a finding of many words " * 5
+    folded = rendered(image, None, strongest=0.0, window=WINDOW, above=[words], below=[])
+    whole = rendered(image, None, strongest=0.0, window=WINDOW, above=["a"], below=[])
+    assert folded.shape[0] - whole.shape[0] == 18  # one line more
+    assert folded[:, -4:].max() <= whole.max()
+    assert not folded[:40, -3:].any()  # no letter is cut at the edge
 
 
 def test_padding_is_black() -> None:
@@ -185,7 +222,7 @@ def test_key_images_are_marked_and_point_at_their_slices(written: list[ResultObj
         (reference,) = item.ReferencedSOPSequence
         assert source.ReferencedSOPInstanceUID == reference.ReferencedSOPInstanceUID
         assert item.ConceptNameCodeSequence[0].CodeMeaning == "Best illustration of finding"
-        assert key.BurnedInAnnotation == "YES"
+        assert key.BurnedInAnnotation == "NO"  # as the source says: our words identify nobody
         assert key.ConversionType == "SYN"
         assert key.PhotometricInterpretation == "RGB"
         assert key.PatientOrientation == ["L", "P"]

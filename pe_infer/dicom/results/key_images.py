@@ -76,8 +76,10 @@ def _write(
     slab, image, number = key.slab, shown.image, shown.number
     window = display_window(shown.windows)
     meaning = result.finding.code.meaning
+    source_number = Attributes(shown.instance.header, "").harmless_whole("InstanceNumber")
+    place = "" if source_number is None else f"image {source_number}, "
     below = [
-        plain(f"{meaning}: key image {number} of {shown.count}, {slab.position_mm:.1f} mm"),
+        plain(f"{meaning}: key image {number} of {shown.count}; {place}{slab.position_mm:.1f} mm"),
         plain(f"{key.strength}. Window {window}"),
     ]
     if slab.attention is not None:
@@ -89,6 +91,7 @@ def _write(
         window=window,
         above=[BURNT_IN],
         below=below,
+        sides=sides_of(image.geometry),
     )
     dataset = SCImage(
         pixel_array=np.ascontiguousarray(pixels),
@@ -100,7 +103,9 @@ def _write(
         **envelope.identifiers("key_image", number),
     )
     dataset.ConversionType = "SYN"
-    dataset.BurnedInAnnotation = "YES"
+    # What is burnt in here identifies nobody (PS3.3 C.7.6.1); whether the source does, it has said.
+    if (stated := shown.instance.header.get("BurnedInAnnotation")) in {"YES", "NO"}:
+        dataset.BurnedInAnnotation = stated
     default = ", a default" if window not in shown.windows else ""
     wash = "no attention" if slab.attention is None else "attention as a colour wash"
     dataset.DerivationDescription = (
@@ -124,6 +129,12 @@ def _write(
 def patient_orientation(geometry: SliceGeometry) -> tuple[str, str]:
     """Return PatientOrientation (PS3.3 C.7.6.1.1.1) of rows and columns, such as ("L", "P")."""
     return _letter(geometry.row_direction), _letter(geometry.col_direction)
+
+
+def sides_of(geometry: SliceGeometry) -> tuple[str, str]:
+    """Return the sides of the patient that are left and right in the picture."""
+    row = geometry.row_direction
+    return _letter((-row[0], -row[1], -row[2])), _letter(row)
 
 
 def _letter(direction: Vector) -> str:

@@ -13,11 +13,14 @@ from pe_infer.result import Attention
 
 LEAST_SIDE: Final = 512  # pixels, so that the words fit
 # Attention below this share of the study's highest is not shown; from there the colour goes from
-# red to yellow, and hides at most this share of the image.
+# orange to yellow, and hides at most this share of the image. A pure red is dark to those who see
+# no red.
 SHOWN_FROM: Final = 0.3
 MOST_OPAQUE: Final = 0.45
+_LEAST_GREEN: Final = 0.4
 _FONT_PX: Final = 14
 _MARGIN_PX: Final = 4
+_WHITE: Final = (255, 255, 255)
 
 
 class DisplayWindow(NamedTuple):
@@ -52,6 +55,7 @@ def rendered(
     window: DisplayWindow,
     above: Sequence[str],
     below: Sequence[str],
+    sides: tuple[str, str] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw one slice.
 
@@ -62,10 +66,12 @@ def rendered(
         window: What becomes black and white.
         above: Lines for the top.
         below: Lines for the bottom.
+        sides: Which sides of the patient are left and right in the picture, such as ``("R", "L")``.
 
     Returns:
         (rows, cols, 3) RGB: the slice, enlarged by a whole number to at least ``LEAST_SIDE`` pixels
-        a side, between two black bands with the words.
+        a side, between two black bands with the words, and two with the sides. Lines that are too
+        long are folded.
     """
     pixels = image.host_pixels
     hu = pixels.astype(np.float32) * image.rescale_slope + image.rescale_intercept
@@ -79,12 +85,13 @@ def rendered(
             1 - SHOWN_FROM
         )
         share = np.clip(share, 0.0, 1.0)[:, :, np.newaxis]
-        colour = np.concatenate([np.ones_like(share), share, np.zeros_like(share)], axis=2)
+        green = _LEAST_GREEN + (1 - _LEAST_GREEN) * share
+        colour = np.concatenate([np.ones_like(share), green, np.zeros_like(share)], axis=2)
         opacity = MOST_OPAQUE * np.minimum(1.0, 2.0 * share)
         rgb = (1 - opacity) * rgb + opacity * colour
     factor = math.ceil(LEAST_SIDE / min(rgb.shape[:2]))
     large = (rgb * 255 + 0.5).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
-    return _with_words(large, above, below)
+    return _with_words(large, above, below, sides)
 
 
 def attention_on(geometry: SliceGeometry, attention: Attention) -> NDArray[np.float32]:
@@ -128,19 +135,45 @@ def _interpolated(
 
 
 def _with_words(
-    rgb: NDArray[np.uint8], above: Sequence[str], below: Sequence[str]
+    rgb: NDArray[np.uint8],
+    above: Sequence[str],
+    below: Sequence[str],
+    sides: tuple[str, str] | None,
 ) -> NDArray[np.uint8]:
-    """Put a black band with words above the picture and one below, so that they hide nothing."""
+    """Put black bands with words around the picture, so that they hide nothing."""
     line_px = _FONT_PX + _MARGIN_PX
-    top, bottom = (len(lines) * line_px + _MARGIN_PX for lines in (above, below))
-    picture = Image.fromarray(np.pad(rgb, ((top, bottom), (0, 0), (0, 0))))
-    draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(_FONT_PX)
-    for start, lines in ((0, above), (top + rgb.shape[0], below)):
+    side = 0 if sides is None else line_px
+    height, width = rgb.shape[0], rgb.shape[1] + 2 * side
+    above, below = (
+        [part for line in lines for part in _folded(line, font, width - 2 * _MARGIN_PX)]
+        for lines in (above, below)
+    )
+    top, bottom = (len(lines) * line_px + _MARGIN_PX for lines in (above, below))
+    picture = Image.fromarray(np.pad(rgb, ((top, bottom), (side, side), (0, 0))))
+    draw = ImageDraw.Draw(picture)
+    for start, lines in ((0, above), (top + height, below)):
         for number, text in enumerate(lines):
             place = (_MARGIN_PX, start + number * line_px)
-            draw.text(place, text, fill=(255, 255, 255), font=font)
+            draw.text(place, text, fill=_WHITE, font=font)
+    if sides is not None:
+        for text, centre in zip(sides, (side / 2, width - side / 2), strict=True):
+            draw.text((centre, top + height / 2), text, fill=_WHITE, font=font, anchor="mm")
     return np.asarray(picture)
+
+
+def _folded(
+    line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int
+) -> list[str]:
+    """Break a line between words where it is too long."""
+    lines: list[str] = []
+    for word in line.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width_px:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _scaled(vector: Vector, factor: float) -> NDArray[np.float64]:
