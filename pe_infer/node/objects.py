@@ -5,9 +5,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from pe_infer.dicom.results import Alert, Outcome, ResultObject, Unjudged, write_results
+from pe_infer.dicom.results import Alert, Outcome, ResultObject, Unjudged, warm_up, write_results
 
-__all__ = ["Alert", "Outcome", "ResultObject", "Unjudged", "WriteResults", "write_results"]
+__all__ = [
+    "Alert",
+    "Outcome",
+    "ResultObject",
+    "Unjudged",
+    "WriteResults",
+    "warm_up",
+    "write_results",
+]
 
 
 class WriteResults(Protocol):

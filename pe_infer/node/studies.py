@@ -14,7 +14,7 @@ from pe_infer.node.capacity import Backlog, Slots
 from pe_infer.node.entries import Instance
 from pe_infer.node.inbox import Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.objects import WriteResults, write_results
+from pe_infer.node.objects import WriteResults, warm_up, write_results
 from pe_infer.node.parcels import Packer
 from pe_infer.node.reports import Reporter
 from pe_infer.node.routing import Router
@@ -119,6 +119,7 @@ class Studies:
         for entry in self._ledger.series(state="receiving"):
             self._backlog.begin(entry.id, [i.id for i in self._ledger.instances(entry.id)])
             self._agenda.wake(entry.id)
+        warm_up()
         for thread in self._threads:
             thread.start()
 

@@ -1,6 +1,9 @@
 """Outcomes into DICOM objects: what each says, and how they are identified."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -375,3 +378,30 @@ def test_a_result_without_attention_has_key_images_of_the_likeliest_slabs(
     images = named(document, "Source of Measurement")
     shown = [i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for i in images]
     assert shown == [f"{outcomes.SERIES}.{number}" for number in (12, 10, 8)]
+
+
+def test_after_warming_up_an_outcome_loads_no_tables(tmp_path: Path) -> None:
+    program = """
+import pkgutil, sys
+from pathlib import Path
+import outcomes
+from pe_infer.dicom.results import warm_up, write_results
+
+loaded, get_data = [], pkgutil.get_data
+pkgutil.get_data = lambda *place: (loaded.append(place[1]), get_data(*place))[1]
+warm_up()
+warm = len(loaded)
+folder = Path(sys.argv[1])
+sources = outcomes.write(folder / "source")
+write_results(outcomes.result(), sources, folder / "x", made_at=outcomes.MADE_AT)
+print(warm > 0, loaded[warm:])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "[]"]

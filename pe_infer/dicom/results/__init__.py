@@ -4,7 +4,7 @@ Imports highdicom, which takes a while: import this package where objects are wr
 """
 
 from pe_infer.dicom.results.outcome import Alert, ObjectKind, Outcome, ResultObject, Unjudged
-from pe_infer.dicom.results.writing import prepare_folder, write_results
+from pe_infer.dicom.results.writing import prepare_folder, warm_up, write_results
 
 __all__ = [
     "Alert",
@@ -13,5 +13,6 @@ __all__ = [
     "ResultObject",
     "Unjudged",
     "prepare_folder",
+    "warm_up",
     "write_results",
 ]

@@ -6,17 +6,22 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+from highdicom.sc import SCImage
+
 from pe_infer.dicom.reading import Quiet
 from pe_infer.dicom.results.attention import write_attention
 from pe_infer.dicom.results.envelope import Envelope
 from pe_infer.dicom.results.key_images import write_key_images
 from pe_infer.dicom.results.key_objects import write_key_objects
 from pe_infer.dicom.results.outcome import (
+    MANUFACTURER,
     Alert,
     Identity,
     Outcome,
     ResultObject,
     Unjudged,
+    derived_uid,
     identity_of,
 )
 from pe_infer.dicom.results.report import Image, write_report
@@ -102,6 +107,23 @@ def write_results(
             attention = write_attention(outcome, envelope)
             written += [] if attention is None else [attention]
     return written
+
+
+def warm_up() -> None:
+    """Load the tables of highdicom, which would hold up the first outcome for some 0.3 s."""
+    SCImage(
+        pixel_array=np.zeros((1, 1), np.uint8),
+        photometric_interpretation="MONOCHROME2",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),
+        study_instance_uid=derived_uid("study"),
+        series_instance_uid=derived_uid("series"),
+        series_number=1,
+        sop_instance_uid=derived_uid("instance"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+    )
 
 
 def prepare_folder(folder: Path) -> None:
