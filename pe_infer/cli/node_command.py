@@ -121,23 +121,25 @@ def status_command(
         ("deliveries", _counted(delivery["state"] for delivery in deliveries)),
     ]
     print_facts(console, facts)
-    print_table(
-        console,
-        ("series", "state", "slices", "last slice", "bundle", "version", "verdict"),
-        [
-            (
-                entry["series"],
-                entry["state"],
-                str(entry["slices"]) + (f" of {entry['expected']}" if entry["expected"] else ""),
-                entry["last_at"],
-                entry["bundle"] or "",
-                str(entry["version"] or ""),
-                entry["verdict"] or entry["reason"] or "",
-            )
-            for entry in series[-SHOWN:]
-        ],
-        title=f"the newest {SHOWN} of {len(series)} series" if len(series) > SHOWN else "",
-    )
+    if series:
+        print_table(
+            console,
+            ("series", "state", "slices", "last slice", "bundle", "version", "verdict"),
+            [
+                (
+                    entry["series"],
+                    entry["state"],
+                    str(entry["slices"])
+                    + (f" of {entry['expected']}" if entry["expected"] else ""),
+                    entry["last_at"],
+                    entry["bundle"] or "",
+                    str(entry["version"] or ""),
+                    entry["verdict"] or entry["reason"] or "",
+                )
+                for entry in series[-SHOWN:]
+            ],
+            title=f"the newest {SHOWN} of {len(series)} series" if len(series) > SHOWN else "",
+        )
     open_deliveries = [delivery for delivery in deliveries if delivery["state"] != "done"]
     if open_deliveries:
         print_table(

@@ -298,8 +298,9 @@ def test_a_new_version_names_the_report_and_the_alert_that_it_replaces(
     ("outcome", "word"),
     [
         (outcomes.result(), "confirmed"),
-        (outcomes.result(positive=None), "WITHDRAWN"),
-        (outcomes.unjudged(), "WITHDRAWN"),
+        (outcomes.result(positive=False), "WITHDRAWN: the whole series does not bear it out"),
+        (outcomes.result(positive=None), "neither confirmed nor excluded"),
+        (outcomes.unjudged(), "neither confirmed nor excluded"),
         (outcomes.alert(), "Takes the place of an earlier provisional alert"),
     ],
 )
@@ -309,7 +310,11 @@ def test_a_report_tells_what_became_of_the_alert(
     made = write_results(
         outcome, sources, tmp_path / "x", version=2, made_at=outcomes.MADE_AT, after_alert=1
     )
-    assert word in texts(report(made))
+    said = texts(report(made))
+    assert word in said
+    assert said.index(word) < said.index("Research use only")
+    if "Seen:" in said:
+        assert said.index(word) < said.index("Seen:")  # it follows the verdict
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def write_report(
         envelope: Of all objects.
         images: Those that the finding is best seen in.
         predecessors: Reports that this one takes the place of.
-        notes: Further remarks.
+        notes: Further remarks, such as that an alert is withdrawn. They follow the verdict.
     """
     provisional = isinstance(outcome, Alert)
     seen = list({instance.sop_instance_uid: instance for instance, _ in images}.values())
@@ -101,7 +101,8 @@ def _content(
         qualitative_evaluations=_evaluations(outcome),
         source_images=[_source_image(*image) for image in images],
     )
-    for text in (*_sentences(outcome), *notes, RESEARCH_USE, outcome.intended_use):
+    verdict, *rest = _sentences(outcome)
+    for text in (verdict, *notes, *rest, RESEARCH_USE, outcome.intended_use):
         group[0].ContentSequence.append(
             sr.TextContentItem(codes.COMMENT, text, sr.RelationshipTypeValues.CONTAINS)
         )

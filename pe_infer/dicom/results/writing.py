@@ -159,9 +159,14 @@ def _word_on_alert(outcome: Outcome) -> str:
         return "Takes the place of an earlier provisional alert."
     if isinstance(outcome, StudyResult) and outcome.positive:
         return "The provisional alert that was sent before is confirmed."
+    if isinstance(outcome, StudyResult) and outcome.positive is not None:
+        return (
+            "The provisional alert that was sent before is WITHDRAWN: the whole series does not "
+            "bear it out."
+        )
     return (
-        "The provisional alert that was sent before is WITHDRAWN: the whole series does not "
-        "bear it out."
+        "The provisional alert that was sent before is WITHDRAWN, as the series cannot be judged: "
+        "what it was about is neither confirmed nor excluded."
     )
 
 
