@@ -160,45 +160,59 @@ def test_a_slice_that_is_being_taken_is_waited_for_and_kept(
     assert len(list((tmp_path / "slices").rglob("*.dcm"))) == 4
 
 
-def test_slices_that_come_while_a_series_goes_are_a_series_of_their_own(
+def test_a_slice_that_comes_while_its_series_goes_is_a_series_of_its_own(
+    tmp_path: Path,
+    ledger: Ledger,
+    inbox: Inbox,
+    retention: Retention,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = settle(tmp_path, ledger, inbox)
+    move = module._move
+    late = threading.Thread(
+        target=lambda: inbox.keep(header(instance="9"), b"late", calling_ae_title="CT_1")
+    )
+
+    def send_then_move(folder: Path, target: Path) -> None:
+        if not late.ident:
+            late.start()
+        move(folder, target)
+
+    monkeypatch.setattr(module, "_move", send_then_move)
+    assert [entry.id for entry in retention.purge(before=math.inf)] == [before]
+    late.join(timeout=60)
+    (entry,) = ledger.series()
+    assert entry.id != before
+    assert entry.state == "receiving"
+    (instance,) = ledger.instances(entry.id)
+    assert files(tmp_path) == [f"slices/{instance.file}"]
+
+
+def test_entries_and_files_agree_whoever_is_first(
     tmp_path: Path, ledger: Ledger, inbox: Inbox, retention: Retention
 ) -> None:
-    stop = threading.Event()
-    taken: list[str] = []
+    together = threading.Barrier(2, timeout=60)
 
-    def send() -> None:
-        for number in range(10, 100_000):
-            if stop.is_set():
-                return
-            taken.append(str(number))
-            assert inbox.keep(header(instance=str(number)), b"late", calling_ae_title="CT_1")
+    def keep(series: str) -> None:
+        together.wait()
+        assert inbox.keep(header(series, "9"), b"late", calling_ae_title="CT_1")
 
-    settle(tmp_path, ledger, inbox)
-    sender = threading.Thread(target=send)
-    sender.start()
-    removed = 0
-    deadline = time.monotonic() + 60
-    while removed < 2 and time.monotonic() < deadline:
-        for entry in ledger.series(state="receiving"):
-            last = ledger.instances(entry.id)[-1].id
-            ledger.conclude(
-                entry.id,
-                version=entry.version + 1,
-                verdict="negative",
-                folder=f"{entry.id}-{entry.version}",
-                last_instance=last,
-                destinations=(),
-            )
-        removed += len(retention.purge(before=math.inf))
-    stop.set()
-    sender.join(timeout=30)
-    assert removed >= 2
+    for series in map(str, range(1, 31)):
+        settle(tmp_path, ledger, inbox, series)
+        late = threading.Thread(target=keep, args=(series,))
+        late.start()
+        together.wait()
+        retention.purge(before=math.inf)
+        late.join(timeout=60)
+        entry = ledger.series()[-1]
+        assert entry.state == "receiving"
+        assert len(ledger.instances(entry.id)) in {1, 4}
     entered = [
         tmp_path / "slices" / instance.file
         for entry in ledger.series()
         for instance in ledger.instances(entry.id)
     ]
-    assert all(path.is_file() for path in entered)
+    assert len(ledger.series()) == 30
     assert sorted(entered) == sorted((tmp_path / "slices").rglob("*.dcm"))
 
 
