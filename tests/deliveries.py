@@ -25,7 +25,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from pe_infer.node.durable import make_private_folder
-from pe_infer.node.entries import NewInstance, Parcel, ParcelKind
+from pe_infer.node.entries import NewInstance, Parcel, ParcelKind, Withdrawal
 from pe_infer.node.ledger import Ledger
 from pe_infer.node.outbox import Outbox
 from pe_infer.node.parcels import StoredObject, write_contents
@@ -140,7 +140,11 @@ class Sending:
             folder=self._write(series_id, "result", 1, 1),
             last_instance=1 << 40,
             destinations=self.names,
-            withdrawal=self._write(series_id, "withdrawal", 1, 1),
+            withdrawal=Withdrawal(
+                version=1,
+                folder=self._write(series_id, "withdrawal", 1, 1),
+                destinations=self.names,
+            ),
         )
 
     def _write(self, series_id: int, kind: ParcelKind, version: int, objects: int) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # needs the extra ``node``
 SHOWN: Final = 20
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MEBIBYTE: Final = 1 << 20
+_DROPPED: Final = "dropped: the settings do not name this destination any more"
 _UID: Final = re.compile(r"(?<=\binstance )[0-9]+(?:\.[0-9]+)+")
 
 ConfigOption: TypeAlias = Annotated[
@@ -60,6 +61,14 @@ class _Opened:
     state: "StateFolder"
     ledger: "Ledger"
     key: bytes
+    destinations: list[str] | None  # of the settings; None: they are not known
+
+    def not_in_settings(self) -> dict[str, int]:
+        """Destinations that deliveries wait for in vain, and how many."""
+        waiting = self.ledger.open_deliveries()
+        if self.destinations is None:
+            return {}
+        return {name: n for name, n in waiting.items() if name not in self.destinations}
 
     def alias(self, entry: "SeriesEntry") -> str:
         from pe_infer.node.watch import alias_of  # noqa: PLC0415  needs the extra
@@ -92,8 +101,15 @@ def _opened(config: Path | None, state_dir: Path | None) -> Iterator[_Opened]:
     settings = load_settings(config, arguments=flags, environment=os.environ)
     state = StateFolder(settings.state_dir)
     state.check_there()
+    told = [destination.name for destination in settings.destinations]
     with Ledger(state.ledger) as ledger:
-        yield _Opened(settings=settings, state=state, ledger=ledger, key=state.key())
+        yield _Opened(
+            settings=settings,
+            state=state,
+            ledger=ledger,
+            key=state.key(),
+            destinations=told if told or config is not None else None,
+        )
 
 
 @app.command("status")
@@ -120,6 +136,8 @@ def status_command(
         ("verdicts", _counted(entry["verdict"] for entry in series if entry["verdict"])),
         ("deliveries", _counted(delivery["state"] for delivery in deliveries)),
     ]
+    for name, count in document["not_in_settings"].items():
+        facts.append((f"for {name}", f"{count} wait; not in the settings: pe-infer node drop"))
     print_facts(console, facts)
     if series:
         print_table(
@@ -176,7 +194,7 @@ def replay_command(
         entry = node.find(series)
         when = "now" if node.state.pid() else "when the node is started"
         if deliver_only:
-            count = node.ledger.send_again(entry.id)
+            count = node.ledger.send_again(entry.id, destinations=node.destinations)
             typer.echo(f"{node.alias(entry)}: {count} deliveries are made again {when}")
             return
         if entry.state == "receiving":
@@ -185,6 +203,44 @@ def replay_command(
             )
         node.ledger.reopen(entry.id)
         typer.echo(f"{node.alias(entry)}: judged again, as version {entry.version + 1}, {when}")
+
+
+@app.command("drop")
+def drop_command(
+    destination: Annotated[
+        str, typer.Argument(metavar="DESTINATION", help="Its name in logs and in status.")
+    ],
+    *,
+    config: ConfigOption = None,
+    state_dir: StateOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Give up deliveries to a destination that was taken out of the settings.
+
+    They are refused from here on, and do not keep their series from being deleted.
+    """
+    with _opened(config, state_dir) as node:
+        if node.destinations is None:
+            raise ConfigurationError(
+                "which destinations the node has is not known: name its settings, --config FILE"
+            )
+        if destination in node.destinations:
+            raise ConfigurationError(
+                f"{printable(destination)}: the settings name this destination. Take it out of "
+                "them and restart the node first."
+            )
+        dropped = node.not_in_settings()
+        if destination not in dropped:
+            raise ConfigurationError(
+                f"{printable(destination)}: nothing waits for such a destination. Of those that "
+                f"the settings do not name, deliveries wait for: {', '.join(dropped) or 'none'}."
+            )
+        if not yes:
+            typer.confirm(
+                f"Give up {dropped[destination]} deliveries to {destination}?", abort=True
+            )
+        count = node.ledger.drop(destination, reason=_DROPPED)
+        typer.echo(f"{destination}: {count} deliveries dropped")
 
 
 @app.command("purge")
@@ -254,6 +310,7 @@ def _status(node: _Opened) -> dict[str, Any]:
         "state_dir": str(node.settings.state_dir),
         "process": node.state.pid(),
         "free_disk_bytes": shutil.disk_usage(node.settings.state_dir).free,
+        "not_in_settings": node.not_in_settings(),
         "series": [
             {
                 "series": names[entry.id],

@@ -1,5 +1,6 @@
 """What the ledger holds: slices, series, parcels, deliveries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,6 +104,21 @@ class Parcel:
     verdict: Verdict | None
     folder: str
     made_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawal:
+    """A parcel that takes an alert back, to be entered.
+
+    Attributes:
+        version: Of the result that was to come when the alert was raised.
+        folder: Path below the outbox.
+        destinations: Who is to get it.
+    """
+
+    version: int
+    folder: str
+    destinations: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

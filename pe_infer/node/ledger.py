@@ -5,6 +5,7 @@ Other processes may read and write at the same time (``pe-infer node``).
 """
 
 import hashlib
+import json
 import math
 import sqlite3
 import threading
@@ -26,97 +27,22 @@ from pe_infer.node.entries import (
     SeriesEntry,
     SeriesState,
     Verdict,
+    Withdrawal,
+)
+from pe_infer.node.statements import (
+    END_SERIES,
+    GONE,
+    IN_ORDER,
+    OPEN,
+    ROUTE_AGAIN,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SELECT_DELIVERIES,
+    SELECT_SERIES,
+    SETTLED,
 )
 
-SCHEMA_VERSION: Final = 1
 BUSY_S: Final = 30.0  # how long another process may hold the database
-
-# What is under way, and what no earlier parcel of its series has to go before.
-_OPEN: Final = (
-    "destination = ? AND (deliveries.state = 'stored' OR deliveries.state = 'waiting' "
-    "AND NOT EXISTS (SELECT 1 FROM parcels AS earlier JOIN deliveries AS before "
-    "ON before.parcel_id = earlier.id WHERE earlier.series_id = parcels.series_id "
-    "AND earlier.id < parcels.id AND before.destination = deliveries.destination "
-    "AND before.state = 'waiting'))"
-)
-_SCHEMA: Final = """
-CREATE TABLE series (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  study_instance_uid TEXT NOT NULL,
-  series_instance_uid TEXT NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('receiving', 'concluded', 'ignored')),
-  bundle TEXT,
-  reason TEXT,
-  version INTEGER NOT NULL,
-  expected INTEGER,
-  first_at REAL NOT NULL,
-  last_at REAL NOT NULL,
-  UNIQUE (study_instance_uid, series_instance_uid)
-) STRICT;
-CREATE TABLE instances (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  series_id INTEGER NOT NULL REFERENCES series ON DELETE CASCADE,
-  sop_instance_uid TEXT NOT NULL,
-  sop_class_uid TEXT NOT NULL,
-  transfer_syntax_uid TEXT NOT NULL,
-  sha256 TEXT NOT NULL,
-  bytes INTEGER NOT NULL,
-  file TEXT NOT NULL UNIQUE,
-  calling_ae_title TEXT NOT NULL,
-  received_at REAL NOT NULL,
-  UNIQUE (series_id, sop_instance_uid, sha256)
-) STRICT;
-CREATE TABLE parcels (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  series_id INTEGER NOT NULL REFERENCES series ON DELETE CASCADE,
-  kind TEXT NOT NULL CHECK (kind IN ('alert', 'withdrawal', 'result')),
-  version INTEGER NOT NULL,
-  verdict TEXT CHECK (verdict IN ('positive', 'negative', 'not_processed')),
-  folder TEXT NOT NULL UNIQUE,
-  made_at REAL NOT NULL,
-  UNIQUE (series_id, kind, version)
-) STRICT;
-CREATE TABLE deliveries (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  parcel_id INTEGER NOT NULL REFERENCES parcels ON DELETE CASCADE,
-  destination TEXT NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('waiting', 'stored', 'done', 'refused')),
-  attempts INTEGER NOT NULL,
-  due_at REAL NOT NULL,
-  error TEXT,
-  transaction_uid TEXT,
-  UNIQUE (parcel_id, destination)
-) STRICT;
-CREATE INDEX deliveries_due ON deliveries (destination, state, due_at);
-CREATE INDEX series_state ON series (state);
-"""
-# Versions of series that were deleted, by digest: objects of a later result get other UIDs.
-_GONE: Final = (
-    "CREATE TABLE IF NOT EXISTS gone "
-    "(series TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT, WITHOUT ROWID"
-)
-_SELECT_SERIES: Final = (
-    "SELECT series.*, (SELECT count(*) FROM instances WHERE series_id = series.id) AS instances "
-    "FROM series"
-)
-_END_SERIES: Final = (  # unless a slice came after the one of that number
-    "UPDATE series SET state = iif(EXISTS (SELECT 1 FROM instances "
-    "WHERE series_id = series.id AND instances.id > ?), 'receiving', 'concluded')"
-)
-_ROUTE_AGAIN: Final = (  # nobody knew who sends the series when it was ignored
-    "UPDATE series SET state = 'receiving', bundle = NULL, reason = NULL WHERE id = ? "
-    "AND state = 'ignored' AND NOT EXISTS (SELECT 1 FROM instances "
-    "WHERE series_id = series.id AND calling_ae_title <> '')"
-)
-_SELECT_DELIVERIES: Final = (
-    "SELECT deliveries.*, series_id, kind, version, verdict, folder, made_at "
-    "FROM deliveries JOIN parcels ON parcels.id = parcel_id"
-)
-_SETTLED: Final = (
-    "state <> 'receiving' AND NOT EXISTS (SELECT 1 FROM deliveries JOIN parcels "
-    "ON parcels.id = parcel_id WHERE series_id = series.id "
-    "AND deliveries.state IN ('waiting', 'stored'))"
-)
 
 Run = Callable[..., sqlite3.Cursor]  # ``execute`` within a transaction
 
@@ -190,7 +116,7 @@ class Ledger:
                 uids,
             ).fetchone()
             if new.calling_ae_title:
-                run(_ROUTE_AGAIN, (series_id,))
+                run(ROUTE_AGAIN, (series_id,))
             added = run(
                 "INSERT INTO instances (series_id, sop_instance_uid, sop_class_uid, "
                 "transfer_syntax_uid, sha256, bytes, file, calling_ae_title, received_at) "
@@ -267,22 +193,42 @@ class Ledger:
         with self._transaction("read a series") as run:
             return next(iter(self._series(run, "series.id = ?", (series_id,))), None)
 
-    def route(self, series_id: int, *, bundle: str | None, reason: str) -> None:
-        """Note which bundle is to judge a series; without one it is ignored from here on."""
+    def route(
+        self,
+        series_id: int,
+        *,
+        bundle: str | None,
+        reason: str,
+        withdrawal: Withdrawal | None = None,
+    ) -> None:
+        """Note which bundle is to judge a series; without one it is ignored from here on.
+
+        ``withdrawal`` is that of an alert of a bundle that was to judge it before.
+        """
         state = "ignored" if bundle is None else "receiving"
         with self._transaction("route a series") as run:
+            self._withdraw(run, series_id, withdrawal)
             run(
                 "UPDATE series SET bundle = ?, reason = ?, state = ? WHERE id = ?",
                 (bundle, reason, state, series_id),
             )
 
-    def set_aside(self, series_id: int, *, reason: str, last_instance: int) -> None:
+    def set_aside(
+        self,
+        series_id: int,
+        *,
+        reason: str,
+        last_instance: int,
+        withdrawal: Withdrawal | None = None,
+    ) -> None:
         """End a series without a result: nothing in it says what it is.
 
         It stays open if a slice came after ``last_instance``, and is received again when one does.
+        ``withdrawal`` as for `route`.
         """
         with self._transaction("set a series aside") as run:
-            run(f"{_END_SERIES}, reason = ? WHERE id = ?", (last_instance, reason, series_id))
+            self._withdraw(run, series_id, withdrawal)
+            run(f"{END_SERIES}, reason = ? WHERE id = ?", (last_instance, reason, series_id))
 
     def reopen(self, series_id: int) -> None:
         """Have a series routed and judged again, as a new version."""
@@ -292,6 +238,17 @@ class Ledger:
                 (series_id,),
             )
 
+    def bring_back(self, now: float) -> None:
+        """Let series that were received in the future be received now.
+
+        The clock was ahead then: without this they would not be old for as long as it was.
+        """
+        with self._transaction("look for times to come") as run:
+            run(
+                "UPDATE series SET first_at = min(first_at, ?1), last_at = ?1 WHERE last_at > ?1",
+                (now,),
+            )
+
     def settled(self, *, before: float) -> list[SeriesEntry]:
         """Series with nothing left to do: concluded or ignored, and nothing to be delivered.
 
@@ -299,7 +256,7 @@ class Ledger:
             before: Only those whose newest slice came before, seconds since 1970.
         """
         with self._transaction("look for settled series") as run:
-            return self._series(run, f"{_SETTLED} AND last_at < ?", (before,))
+            return self._series(run, f"{SETTLED} AND last_at < ?", (before,))
 
     def remove(
         self, series_id: int, *, before: float, discard: Callable[[Sequence[str]], None]
@@ -318,7 +275,7 @@ class Ledger:
             Whether it was settled.
         """
         with self._transaction("remove a series") as run:
-            settled = f"{_SETTLED} AND last_at < ? AND series.id = ?"
+            settled = f"{SETTLED} AND last_at < ? AND series.id = ?"
             entry = next(iter(self._series(run, settled, (before, series_id))), None)
             if entry is None:
                 return False
@@ -341,8 +298,7 @@ class Ledger:
         folder: str,
         last_instance: int,
         destinations: Sequence[str],
-        withdrawal: str | None = None,
-        alerted: Sequence[str] | None = None,
+        withdrawal: Withdrawal | None = None,
     ) -> Parcel:
         """Enter a result and its deliveries, and end the series.
 
@@ -355,19 +311,16 @@ class Ledger:
             folder: Where its files are, below the outbox.
             last_instance: Number of the newest slice that it is made of.
             destinations: Who is to get it.
-            withdrawal: Folder of the withdrawal of the version's alert, if it is to be withdrawn:
-                delivered before the result.
-            alerted: Who is to get the withdrawal; ``None``: all ``destinations``.
+            withdrawal: Of the version's alert, if it is to be withdrawn: delivered before the
+                result.
 
         Raises:
             NodeError: The version is there already, or the database cannot be written.
         """
         with self._transaction("conclude a series") as run:
-            if withdrawal is not None:
-                told = destinations if alerted is None else alerted
-                self._send(run, series_id, "withdrawal", version, None, withdrawal, told)
+            self._withdraw(run, series_id, withdrawal)
             parcel = self._send(run, series_id, "result", version, verdict, folder, destinations)
-            run(f"{_END_SERIES}, version = ? WHERE id = ?", (last_instance, version, series_id))
+            run(f"{END_SERIES}, version = ? WHERE id = ?", (last_instance, version, series_id))
         return parcel
 
     def alert(
@@ -395,22 +348,25 @@ class Ledger:
     def due(
         self, destination: str, *, now: float, longest_s: float = math.inf, limit: int = 100
     ) -> list[Delivery]:
-        """Deliveries to a destination whose time has come, in the order they were entered.
+        """Deliveries to a destination whose time has come.
 
-        Of a series only the first one that is waiting: what is entered later goes later, even if
-        the first one fails for a while. ``"stored"`` ones are due when their commitment has not
-        come in time. What would have to wait longer than ``longest_s``, the longest wait there is,
-        is due too: the clock was set back.
+        Those with the fewest tries come first, so that what fails again and again keeps nothing
+        newer waiting; of those the one that is due for longest; new ones in the order they were
+        entered. Of a series only the first one that is waiting: what is entered later goes later,
+        even if the first one fails for a while. ``"stored"`` ones are due when their commitment has
+        not come in time. What would have to wait longer than ``longest_s``, the longest wait there
+        is, is due too: the clock was set back.
         """
         with self._transaction("look for deliveries") as run:
-            come = f"{_OPEN} AND (due_at <= ? OR due_at > ?)"
-            return self._deliveries(run, come, (destination, now, now + longest_s), limit)
+            come = f"{OPEN} AND (due_at <= ? OR due_at > ?)"
+            values = (destination, now, now + longest_s)
+            return self._deliveries(run, come, values, limit, order=f"attempts, due_at, {IN_ORDER}")
 
     def next_due_at(self, destination: str) -> float | None:
         """When `due` has the next one, seconds since 1970; ``None``: there is none."""
         with self._transaction("look for deliveries") as run:
             first = run(
-                f"{_SELECT_DELIVERIES} WHERE {_OPEN} ORDER BY due_at LIMIT 1", (destination,)
+                f"{SELECT_DELIVERIES} WHERE {OPEN} ORDER BY due_at LIMIT 1", (destination,)
             ).fetchone()
         return None if first is None else float(first["due_at"])
 
@@ -448,23 +404,46 @@ class Ledger:
         due_at: float = 0.0,
         error: str | None = None,
         transaction_uid: str | None = None,
-    ) -> None:
-        """Note what became of a try; it is counted."""
+    ) -> bool:
+        """Note what became of a try; it is counted.
+
+        Returns:
+            Whether the delivery was waiting or stored; otherwise nothing is noted.
+        """
         with self._transaction("note a delivery") as run:
-            run(
-                "UPDATE deliveries SET state = ?, due_at = ?, error = ?, transaction_uid = ?, "
-                "attempts = attempts + 1 WHERE id = ?",
-                (state, due_at, error, transaction_uid, delivery_id),
+            return bool(
+                run(
+                    "UPDATE deliveries SET state = ?, due_at = ?, error = ?, transaction_uid = ?, "
+                    "attempts = attempts + 1 WHERE id = ? AND state IN ('waiting', 'stored')",
+                    (state, due_at, error, transaction_uid, delivery_id),
+                ).rowcount
             )
 
-    def send_again(self, series_id: int) -> int:
-        """Have all parcels of a series delivered again; returns how many deliveries that is."""
+    def drop(self, destination: str, *, reason: str) -> int:
+        """Refuse all that is still to be delivered to a destination; returns how much that was."""
+        with self._transaction("drop deliveries") as run:
+            return run(
+                "UPDATE deliveries SET state = 'refused', due_at = 0, error = ?, "
+                "transaction_uid = NULL WHERE destination = ? "
+                "AND state IN ('waiting', 'stored')",
+                (reason, destination),
+            ).rowcount
+
+    def send_again(self, series_id: int, *, destinations: Sequence[str] | None = None) -> int:
+        """Have all parcels of a series delivered again; returns how many deliveries that is.
+
+        Args:
+            series_id: Of the ledger.
+            destinations: Only to these; ``None``: to all that they were made for.
+        """
+        told = json.dumps(destinations)
         with self._transaction("send again") as run:
             return run(
                 "UPDATE deliveries SET state = 'waiting', attempts = 0, due_at = 0, error = NULL, "
                 "transaction_uid = NULL WHERE parcel_id IN "
-                "(SELECT id FROM parcels WHERE series_id = ?)",
-                (series_id,),
+                "(SELECT id FROM parcels WHERE series_id = ?) "
+                "AND (? = 'null' OR destination IN (SELECT value FROM json_each(?)))",
+                (series_id, told, told),
             ).rowcount
 
     # Inside a transaction.
@@ -492,20 +471,32 @@ class Ledger:
             )
         return Parcel(**row)
 
+    @classmethod
+    def _withdraw(cls, run: Run, series_id: int, told: Withdrawal | None) -> None:
+        if told is not None:
+            cls._send(
+                run, series_id, "withdrawal", told.version, None, told.folder, told.destinations
+            )
+
     @staticmethod
     def _series(run: Run, condition: str, values: tuple[object, ...]) -> list[SeriesEntry]:
         rows = run(
-            f"{_SELECT_SERIES} WHERE {condition} ORDER BY id",
+            f"{SELECT_SERIES} WHERE {condition} ORDER BY id",
             values,
         ).fetchall()
         return [SeriesEntry(**row) for row in rows]
 
     @staticmethod
     def _deliveries(
-        run: Run, condition: str, values: tuple[object, ...], limit: int
+        run: Run,
+        condition: str,
+        values: tuple[object, ...],
+        limit: int,
+        *,
+        order: str = IN_ORDER,
     ) -> list[Delivery]:
         rows = run(
-            f"{_SELECT_DELIVERIES} WHERE {condition} ORDER BY parcel_id, deliveries.id LIMIT ?",
+            f"{SELECT_DELIVERIES} WHERE {condition} ORDER BY {order} LIMIT ?",
             (*values, limit),
         ).fetchall()
         return [_delivery(row) for row in rows]
@@ -525,7 +516,7 @@ class Ledger:
         with self._transaction("open") as run:
             (version,) = run("PRAGMA user_version").fetchone()
             if version == 0 and not run("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in _SCHEMA.split(";"):
+                for statement in SCHEMA.split(";"):
                     run(statement)
                 run(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
@@ -533,7 +524,7 @@ class Ledger:
                     f"{self._path}: ledger of version {version}, this program writes version "
                     f"{SCHEMA_VERSION}: use the program that made it, or another state_dir"
                 )
-            run(_GONE)
+            run(GONE)
 
     @contextmanager
     def _transaction(self, action: str) -> Iterator[Run]:

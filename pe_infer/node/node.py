@@ -97,7 +97,8 @@ class Node:
 
     def problems(self) -> list[str]:
         """What is broken; empty: nothing. No patient data."""
-        return self._threads.ended()
+        studies = self._studies
+        return [*self._threads.ended(), *(studies.problems() if studies is not None else ())]
 
     def stop(self) -> None:
         """End: no new associations, then the studies, then the deliveries.

@@ -62,9 +62,11 @@ class Outbox:
     """Sends what the ledger says is to be sent. Thread-safe.
 
     To one destination deliveries go in the order of their parcels. One that fails is tried again
-    after a wait that doubles; meanwhile those of other series go on, and those of its own series
-    wait, so that an alert comes before its withdrawal and a result before the one that supersedes
-    it. What a destination refuses for good is set aside with the reason and holds up nothing.
+    after a wait that doubles, and then after those that have failed less often; meanwhile those of
+    other series go on, and those of its own series wait, so that an alert comes before its
+    withdrawal and a result before the one that supersedes it. What is stored and waits for its
+    commitment has been taken, and holds up nothing; neither does what a destination refuses for
+    good, which is set aside with the reason.
     """
 
     def __init__(
@@ -259,14 +261,15 @@ class Outbox:
 
     def _note(self, delivery: Delivery, outcome: Outcome) -> None:
         retried = outcome.state in {"waiting", "stored"}
-        self._ledger.update_delivery(
+        noted = self._ledger.update_delivery(
             delivery.id,
             state=outcome.state,
             due_at=self._clock() + self._wait_s(delivery.attempts) if retried else 0.0,
             error=outcome.error,
             transaction_uid=delivery.transaction_uid if outcome.state == "stored" else None,
         )
-        self._report(delivery, outcome)
+        if noted:  # not dropped meanwhile
+            self._report(delivery, outcome)
 
     def _wait_s(self, attempts: int) -> float:
         """How long to wait after a failed try that so many others have gone before."""

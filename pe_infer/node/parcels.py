@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any, Final, Literal, TypeAlias
 from pe_infer.bundle import Bundle
 from pe_infer.errors import NodeError
 from pe_infer.node.durable import make_private_folder, write_folder
+from pe_infer.node.entries import Parcel, SeriesEntry
 from pe_infer.node.objects import Alert, Outcome, ResultObject, Unjudged, WriteResults
 from pe_infer.result import NotProcessed, StudyResult
 
 DOCUMENT: Final = "document.json"
 _CONTENTS: Final = "contents.json"
 _ID_CHARACTERS: Final = 32
+_BUNDLE: Final = ("bundle", "bundle_version", "bundle_hash")  # in documents
 _PROVISIONAL: Final = "provisional: slices still arrive; the result follows and may say otherwise"
 _WITHDRAWN: Final = "the provisional alert of this version is withdrawn; see its result"
 
@@ -185,29 +187,20 @@ class Packer:
         else:
             fields = {"not_processed": outcome.reason.model_dump_json()}
         event: Event = "provisional_alert" if isinstance(outcome, Alert) else "result"
-        return self._pack(subject, event, fields, outcome, sources, alerted=alerted)
-
-    def withdrawal(self, subject: Subject) -> str:
-        """Make the parcel that takes the version's alert back; it has no objects. As `pack`."""
-        fields = {"notice": json.dumps(_WITHDRAWN)}
-        return self._pack(subject, "alert_withdrawn", fields)
-
-    def _pack(
-        self,
-        subject: Subject,
-        event: Event,
-        fields: Mapping[str, str],
-        outcome: Outcome | None = None,
-        sources: Sequence[Path] | None = None,
-        *,
-        alerted: bool = False,
-    ) -> str:
         made_at = datetime.now(UTC)
         supersedes = subject.version - 1 if event == "result" and subject.version > 1 else None
+        head = _head(
+            event,
+            subject,
+            version=subject.version,
+            supersedes=supersedes,
+            bundle=_named(subject.bundle),
+            made_at=made_at,
+        )
 
         def fill(folder: Path) -> None:
             objects: Sequence[ResultObject] = ()
-            if outcome is not None and sources is not None:
+            if sources is not None:
                 objects = self._write_results(
                     outcome,
                     sources,
@@ -219,10 +212,48 @@ class Packer:
                         subject, "provisional_alert", subject.version if alerted else None
                     ),
                 )
-            head = _head(subject, event, made_at, supersedes)
             write_contents(folder, _document(head, fields), [_stored(made) for made in objects])
 
-        name = _name(subject, event, subject.version)
+        return self._write(_name(subject.series_id, event, subject.version), fill)
+
+    def withdrawal(self, series: SeriesEntry, alert: Parcel) -> str:
+        """Make the parcel that takes an alert back; it has no objects.
+
+        It names the bundle that has raised the alert, which need not be there any more.
+
+        Returns:
+            The name of its folder.
+
+        Raises:
+            NodeError: The disk fails or is full.
+        """
+        event: Event = "alert_withdrawn"
+        head = _head(
+            event,
+            series,
+            version=alert.version,
+            supersedes=None,
+            bundle=self._raised_by(alert),
+            made_at=datetime.now(UTC),
+        )
+        document = _document(head, {"notice": json.dumps(_WITHDRAWN)})
+        return self._write(
+            _name(series.id, event, alert.version),
+            lambda folder: write_contents(folder, document, []),
+        )
+
+    def raised_by(self, alert: Parcel) -> str | None:
+        """The name of the bundle that has raised an alert; ``None``: its parcel is damaged."""
+        return self._raised_by(alert)["bundle"]
+
+    def _raised_by(self, alert: Parcel) -> dict[str, str | None]:
+        try:
+            document = json.loads((self._folder / alert.folder / DOCUMENT).read_text("utf-8"))
+        except (OSError, ValueError):
+            document = {}
+        return {name: document.get(name) for name in _BUNDLE}
+
+    def _write(self, name: str, fill: Callable[[Path], None]) -> str:
         # Left by a conclusion that did not reach the ledger.
         shutil.rmtree(self._folder / name, ignore_errors=True)
         write_folder(self._folder / name, fill, scratch=self._scratch)
@@ -233,7 +264,7 @@ class Packer:
         if version is None:
             return None
         try:
-            contents = read_contents(self._folder / _name(subject, event, version))
+            contents = read_contents(self._folder / _name(subject.series_id, event, version))
             document = json.loads(contents.document.read_text(encoding="utf-8"))
         except (NodeError, OSError, ValueError):
             return None
@@ -241,31 +272,40 @@ class Packer:
         return version if contents.objects and same else None
 
 
-def _name(subject: Subject, event: Event, version: int) -> str:
-    return f"{subject.series_id}-{version}-{event}"
+def _name(series_id: int, event: Event, version: int) -> str:
+    return f"{series_id}-{version}-{event}"
+
+
+def _named(bundle: Bundle) -> dict[str, str]:
+    manifest = bundle.manifest
+    names = (manifest.name, manifest.version, bundle.sha256)
+    return dict(zip(_BUNDLE, names, strict=True))
 
 
 def _head(
-    subject: Subject, event: Event, made_at: datetime, supersedes: int | None
+    event: Event,
+    series: Subject | SeriesEntry,
+    *,
+    version: int,
+    supersedes: int | None,
+    bundle: Mapping[str, str | None],
+    made_at: datetime,
 ) -> dict[str, str | int | None]:
-    manifest = subject.bundle.manifest
     identity = (
         event,
-        subject.study_instance_uid,
-        subject.series_instance_uid,
-        subject.bundle.sha256,
-        str(subject.version),
+        series.study_instance_uid,
+        series.series_instance_uid,
+        str(bundle["bundle_hash"]),
+        str(version),
     )
     return {
         "event": event,
         "event_id": hashlib.sha256("\0".join(identity).encode()).hexdigest()[:_ID_CHARACTERS],
-        "study_instance_uid": subject.study_instance_uid,
-        "series_instance_uid": subject.series_instance_uid,
-        "version": subject.version,
+        "study_instance_uid": series.study_instance_uid,
+        "series_instance_uid": series.series_instance_uid,
+        "version": version,
         "supersedes": supersedes,
-        "bundle": manifest.name,
-        "bundle_version": manifest.version,
-        "bundle_hash": subject.bundle.sha256,
+        **bundle,
         "made_at": made_at.isoformat(),
     }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pe_infer.errors import Code, NodeError
-from pe_infer.node.entries import Verdict
+from pe_infer.node.entries import Parcel, Verdict, Withdrawal
 from pe_infer.node.ledger import Ledger
 from pe_infer.node.objects import Outcome, Unjudged
 from pe_infer.node.parcels import Packer, Subject
@@ -94,7 +94,7 @@ class Reporter:
             study.alert_due_at = self._clock() + ALERT_AGAIN_S
             return
         study.alerted = True
-        self._count_alert(subject, "raised")
+        self._watch.alerts.labels(bundle=subject.bundle.manifest.name, outcome="raised").inc()
         study.log("alert", bundle=subject.bundle.manifest.name, slices=study.slices)
         self._on_parcel()
 
@@ -116,7 +116,11 @@ class Reporter:
         outcome = study.outcome(subject)
         result_at = self._clock()
         verdict, code = _verdict(outcome)
-        withdrawn = study.alerted and verdict != "positive"
+        bundle = subject.bundle.manifest.name
+        alert = self._standing_alert(study)
+        confirmed = verdict == "positive" and (
+            alert is not None and self._packer.raised_by(alert) in {bundle, None}
+        )
         self._ledger.conclude(
             study.entry.id,
             version=study.version,
@@ -124,26 +128,66 @@ class Reporter:
             folder=self._packed(study, subject, outcome),
             last_instance=study.after,
             destinations=self._destinations,
-            withdrawal=self._packer.withdrawal(subject) if withdrawn else None,
-            alerted=self._alerted,
+            withdrawal=None if confirmed else self._withdrawal(study, alert),
         )
-        bundle = subject.bundle.manifest.name
         self._watch.results.labels(bundle=bundle, verdict=verdict).inc()
-        if study.alerted:
-            self._count_alert(subject, "withdrawn" if withdrawn else "confirmed")
+        if alert is not None:
+            self._count_end(alert, "confirmed" if confirmed else "withdrawn")
         self._on_parcel()
         return Concluded(bundle=bundle, verdict=verdict, code=code, result_at=result_at)
+
+    def ignore(self, study: Study) -> None:
+        """End a study that nobody is to judge: there is no result.
+
+        Raises:
+            NodeError: The disk or the ledger fails; call again.
+        """
+        reason = study.decision.reason if study.decision is not None else ""
+        alert = self._standing_alert(study)
+        self._ledger.route(
+            study.entry.id,
+            bundle=None,
+            reason=reason,
+            withdrawal=self._withdrawal(study, alert),
+        )
+        study.log("ignored", why=reason.partition(":")[0])
+        if alert is not None:
+            self._count_end(alert, "withdrawn")
+            self._on_parcel()
 
     def _set_aside(self, study: Study) -> None:
         refusal = study.refusal
         if refusal is None:
             refusal = NotProcessed(code=Code.NO_CT_SERIES, message="it holds no axial CT image")
+        alert = self._standing_alert(study)
         self._ledger.set_aside(
             study.entry.id,
             reason=f"{refusal.code}: {refusal.message}",
             last_instance=study.after,
+            withdrawal=self._withdrawal(study, alert),
         )
         study.log("set_aside", code=refusal.code)
+        if alert is not None:
+            self._count_end(alert, "withdrawn")
+            self._on_parcel()
+
+    def _standing_alert(self, study: Study) -> Parcel | None:
+        """The alert of the version, which an earlier process may have sent; if not withdrawn."""
+        made = {
+            parcel.kind: parcel
+            for parcel in self._ledger.parcels(study.entry.id)
+            if parcel.version == study.version
+        }
+        return None if "withdrawal" in made else made.get("alert")
+
+    def _withdrawal(self, study: Study, alert: Parcel | None) -> Withdrawal | None:
+        if alert is None:
+            return None
+        return Withdrawal(
+            version=alert.version,
+            folder=self._packer.withdrawal(study.entry, alert),
+            destinations=self._alerted,
+        )
 
     def _packed(self, study: Study, subject: Subject, outcome: Outcome) -> str:
         """Make a parcel; without objects if what says no verdict cannot have any."""
@@ -157,8 +201,9 @@ class Reporter:
             self._watch.failed("objects_failed", exc, series_id=study.entry.id)
             return self._packer.pack(subject, outcome, None)
 
-    def _count_alert(self, subject: Subject, outcome: str) -> None:
-        self._watch.alerts.labels(bundle=subject.bundle.manifest.name, outcome=outcome).inc()
+    def _count_end(self, alert: Parcel, outcome: str) -> None:
+        bundle = self._packer.raised_by(alert) or ""
+        self._watch.alerts.labels(bundle=bundle, outcome=outcome).inc()
 
 
 def _verdict(outcome: StudyResult | Unjudged) -> tuple[Verdict, str | None]:

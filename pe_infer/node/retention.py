@@ -8,8 +8,9 @@ which `Inbox.recover` would take for new ones.
 
 import math
 import shutil
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -27,13 +28,17 @@ _REMOVED: Final = "removing"
 class Retention:
     """Deletes series of a state folder. Another process may use the folder at the same time."""
 
-    def __init__(self, state_dir: Path, ledger: Ledger) -> None:
+    def __init__(
+        self, state_dir: Path, ledger: Ledger, *, clock: Callable[[], float] = time.time
+    ) -> None:
         """Look after a folder.
 
         Args:
             state_dir: Folder of a node.
             ledger: Its ledger.
+            clock: Seconds since 1970.
         """
+        self._clock = clock
         self._slices = state_dir / FILES
         self._parcels = state_dir / PARCELS
         self._removed = state_dir / _REMOVED
@@ -55,6 +60,9 @@ class Retention:
     def purge(self, *, before: float, series_id: int | None = None) -> list[SeriesEntry]:
         """Delete what is settled (`Ledger.settled`).
 
+        A series that was received in the future, by a clock that was ahead, counts from now on as
+        received now.
+
         Args:
             before: Only series whose newest slice came before, seconds since 1970.
             series_id: Only this one.
@@ -66,6 +74,7 @@ class Retention:
             NodeError: Files of a series cannot be moved or deleted; what was not moved is still
                 entered. The other series are gone.
         """
+        self._ledger.bring_back(self._clock())
         self._finish()
         gone: list[SeriesEntry] = []
         failure: NodeError | None = None

@@ -128,6 +128,8 @@ class Studies(_Section):
     """A series has ended when nothing came for so long and its number of slices is not known."""
     threads: Annotated[int, Field(ge=1, le=32)] = 2
     """Threads that decode and resample slices; a series is one thread's at a time."""
+    stuck_s: Seconds = 120.0
+    """The node is not healthy while one step of a series, a slice or its end, takes longer."""
 
 
 class Engine(_Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pe_infer.detector import Detector
-from pe_infer.errors import Code, NodeError
+from pe_infer.errors import Code, EngineError, NodeError
 from pe_infer.node.agenda import Agenda
 from pe_infer.node.capacity import Backlog, Slots
 from pe_infer.node.entries import Instance
@@ -16,6 +16,7 @@ from pe_infer.node.inbox import Inbox
 from pe_infer.node.ledger import Ledger
 from pe_infer.node.objects import WriteResults, warm_up, write_results
 from pe_infer.node.parcels import Packer
+from pe_infer.node.progress import Progress
 from pe_infer.node.reports import Reporter
 from pe_infer.node.routing import Router
 from pe_infer.node.settings import NodeSettings
@@ -93,6 +94,9 @@ class Studies:
             watch=watch,
             stopping=self._stopping.is_set,
         )
+        self._progress = Progress(
+            settings.studies.stuck_s, clock, step_seconds=watch.step_seconds, alias=self._alias
+        )
         # A series' entries in these are touched by the thread that holds it, but for _newest_at.
         self._studies: dict[int, Study] = {}
         self._newest_at: dict[int, float] = {}
@@ -107,6 +111,10 @@ class Studies:
     def healthy(self) -> bool:
         """Whether all threads run."""
         return all(thread.is_alive() for thread in self._threads)
+
+    def problems(self) -> list[str]:
+        """What keeps studies from being judged; empty: nothing. No patient data."""
+        return self._progress.problems()
 
     def start(self) -> None:
         """Take up what was in progress, and start the threads.
@@ -160,7 +168,12 @@ class Studies:
             except Exception as exc:  # noqa: BLE001  the thread has to live
                 self._watch.failed("poll_failed", exc)
             if (series_id := self._agenda.take(self._poll_s)) is not None:
-                self._agenda.give_back(series_id, self._guarded_turn(series_id))
+                self._progress.begin(series_id)
+                at = self._guarded_turn(series_id)
+                study = self._studies.get(series_id)
+                if study is None or not study.engine_is_behind:
+                    self._progress.end(series_id)
+                self._agenda.give_back(series_id, at)
 
     def _poll(self) -> None:
         """Take up series that another process has reopened."""
@@ -206,12 +219,14 @@ class Studies:
                 break
             taken = study.take(instance)
             if taken is Taken.IGNORED:
+                self._reporter.ignore(study)
                 self._forget(series_id)
                 return None
             if taken is Taken.NO_ROOM:
                 return math.inf
             if taken is Taken.PASSED:
                 self._backlog.passed(series_id, instance.id)
+                self._progress.moved(series_id)
             self._reporter.alert(study)
             if taken is Taken.BUSY or self._stopping.is_set():
                 break
@@ -265,6 +280,8 @@ class Studies:
                 parcel_s=round(self._clock() - newest_at, 3),
             )
             self._watch.result_seconds.observe(concluded.result_at - newest_at)
+            if concluded.verdict != "not_processed":
+                self._progress.judged(concluded.bundle)
         self._forget(series_id)
         return self._clock()  # a slice may have come meanwhile
 
@@ -272,6 +289,10 @@ class Studies:
         failures = self._failures.get(series_id, 0) + 1
         self._failures[series_id] = failures
         self._watch.failed("study_failed", exc, series_id=series_id, failures=failures)
+        study = self._studies.get(series_id)
+        subject = None if study is None else study.subject
+        if subject is not None and isinstance(exc, EngineError) and failures >= _TRIES:
+            self._progress.failed(series_id, subject.bundle.manifest.name)
         self._drop(series_id)
         if failures <= _TRIES:
             return self._clock()
@@ -287,6 +308,10 @@ class Studies:
         """Let go of a study; the next turn begins anew."""
         if (study := self._studies.pop(series_id, None)) is not None:
             study.close()
+
+    def _alias(self, series_id: int) -> str:
+        study = self._studies.get(series_id)
+        return self._watch.alias(study.entry.series_instance_uid) if study else str(series_id)
 
     def _forget(self, series_id: int) -> None:
         self._drop(series_id)

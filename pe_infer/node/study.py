@@ -44,7 +44,7 @@ class Taken(Enum):
     PASSED = auto()  # it is in the study, or skipped
     BUSY = auto()  # the engine is behind: offer it again
     NO_ROOM = auto()  # too many series are in memory: offer it again when woken
-    IGNORED = auto()  # nobody is to judge the series
+    IGNORED = auto()  # nobody is to judge the series: that is still to be entered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +129,16 @@ class Study:
             version=self.version,
             bundle=self._setup.detectors[self._decision.bundle].bundle,
         )
+
+    @property
+    def decision(self) -> Decision | None:
+        """Who judges it; ``None`` while no slice has said so."""
+        return self._decision
+
+    @property
+    def engine_is_behind(self) -> bool:
+        """Whether the engine had no room for the slice that was offered last."""
+        return self._held is not None
 
     @property
     def slices(self) -> int:
@@ -297,12 +307,10 @@ class Study:
             decision = self._setup.router.decide(
                 info, thickness_mm=thickness_mm, calling_ae_title=self._sender(instance)
             )
-            self._setup.ledger.route(self.entry.id, bundle=decision.bundle, reason=decision.reason)
+            if (bundle := decision.bundle) is not None:
+                self._setup.ledger.route(self.entry.id, bundle=bundle, reason=decision.reason)
+                self.log("routed", bundle=bundle)
             self._decision = decision
-            if decision.bundle is None:
-                self.log("ignored", why=decision.reason.partition(":")[0])
-            else:
-                self.log("routed", bundle=decision.bundle)
         return self._decision.bundle is None
 
     def _sender(self, instance: Instance) -> str:

@@ -82,6 +82,7 @@ class Watch:
         self.store_seconds = self._histogram("store_seconds", "C-STORE request to response")
         self.open_studies = self._gauge("open_studies", "Series in memory")
         self.waiting_slices = self._gauge("waiting_slices", "Slices taken and not judged yet")
+        self.step_seconds = self._gauge("step_seconds", "Longest step of a series under way")
         self.results = self._counter("results", "Results", "bundle", "verdict")
         self.alerts = self._counter("alerts", "Provisional alerts", "bundle", "outcome")
         self.result_seconds = self._histogram("result_seconds", "Last slice to result")

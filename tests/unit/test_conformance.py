@@ -162,12 +162,13 @@ def test_the_settings_in_the_guide_are_settings(block: str) -> None:
 
 
 def test_the_guide_names_commands_and_flags_that_exist() -> None:
-    for command in ("status", "replay", "purge"):
+    commands = ("status", "replay", "drop", "purge")
+    for command in commands:
         said = CliRunner().invoke(command_line.app, ["node", command, "--help"]).output
         for row in re.findall(rf"`pe-infer node {command}([^`]*)`", GUIDE):
             for flag in re.findall(r"--[a-z-]+", row):
                 assert flag in said
-    assert set(re.findall(r"`pe-infer node (\w+)", GUIDE)) == {"status", "replay", "purge"}
+    assert set(re.findall(r"`pe-infer node (\w+)", GUIDE)) == set(commands)
 
 
 def test_the_unit_fits_the_program() -> None:

@@ -1,4 +1,4 @@
-"""``pe-infer node``: status, replay and purge beside a node that runs, and without one."""
+"""``pe-infer node``: status, replay, drop and purge beside a node that runs, and without one."""
 
 import json
 import os
@@ -179,6 +179,69 @@ def test_a_folder_that_no_node_has_used_is_an_error(tmp_path: Path) -> None:
             catch_exceptions=False,
         )
     assert not list(tmp_path.iterdir())
+
+
+# drop
+
+
+@pytest.fixture
+def settings_file(state: StateFolder) -> Path:
+    """A node with one destination, "pacs"."""
+    file = state.root / "node.toml"
+    destination = f'kind = "folder"\nname = "pacs"\npath = "{state.root}/results"'
+    file.write_text(f'state_dir = "{state.root}"\n[[destinations]]\n{destination}\n')
+    return file
+
+
+def test_what_waits_for_a_destination_that_is_gone_is_told_and_dropped(
+    state: StateFolder, ledger: Ledger, inbox: Inbox, node: Node, settings_file: Path
+) -> None:
+    told = ("--config", str(settings_file))
+    conclude(state.root, ledger, receive(inbox), destinations=("pacs", "old"))
+    ledger.update_delivery(ledger.deliveries()[0].id, state="done")
+    assert "1 wait; not in the settings" in node("status", *told)
+    assert json.loads(node("status", "--json", *told))["not_in_settings"] == {"old": 1}
+    assert json.loads(node("status", "--json"))["not_in_settings"] == {}  # they are not known
+    assert "0 series deleted" in node("purge", "--older-than", "0s")
+    assert node("drop", "old", "--yes", *told) == "old: 1 deliveries dropped\n"
+    assert json.loads(node("status", "--json", *told))["not_in_settings"] == {}
+    assert "the settings do not name this destination" in node("status", *told)
+    assert "1 series deleted" in node("purge", "--older-than", "0s")
+
+
+def test_what_was_dropped_is_not_delivered_again(
+    state: StateFolder, ledger: Ledger, inbox: Inbox, node: Node, settings_file: Path
+) -> None:
+    told = ("--config", str(settings_file))
+    conclude(state.root, ledger, receive(inbox), destinations=("pacs", "old"))
+    node("drop", "old", "--yes", *told)
+    assert "1 deliveries are made again" in node("replay", UID, "--deliver-only", *told)
+    assert ledger.open_deliveries() == {"pacs": 1}
+
+
+def test_dropping_asks_first(
+    state: StateFolder, ledger: Ledger, inbox: Inbox, settings_file: Path
+) -> None:
+    conclude(state.root, ledger, receive(inbox), destinations=("old",))
+    arguments = ["node", "drop", "old", "--config", str(settings_file)]
+    for answer, code, left in (("n\n", 1, {"old": 1}), ("", 1, {"old": 1}), ("y\n", 0, {})):
+        done = CliRunner().invoke(command_line.app, arguments, input=answer)
+        assert done.exit_code == code
+        assert ledger.open_deliveries() == left
+
+
+def test_what_the_settings_name_or_nothing_waits_for_is_not_dropped(
+    state: StateFolder, ledger: Ledger, inbox: Inbox, node: Node, settings_file: Path
+) -> None:
+    told = ("--yes", "--config", str(settings_file))
+    conclude(state.root, ledger, receive(inbox), destinations=("pacs", "old"))
+    with pytest.raises(ConfigurationError, match="the settings name this destination"):
+        node("drop", "pacs", *told)
+    with pytest.raises(ConfigurationError, match=r"such a destination.*wait for: old"):
+        node("drop", "odl", *told)
+    with pytest.raises(ConfigurationError, match="--config FILE"):
+        node("drop", "old", "--yes")
+    assert ledger.open_deliveries() == {"pacs": 1, "old": 1}
 
 
 # the state folder

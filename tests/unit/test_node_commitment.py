@@ -25,6 +25,7 @@ from pe_infer.node.commitment import take_report
 from pe_infer.node.destinations import dicom
 from pe_infer.node.ledger import Ledger
 from pe_infer.node.outbox import Outbox
+from pe_infer.node.parcels import read_contents
 from pe_infer.node.watch import Watch
 
 
@@ -184,12 +185,16 @@ def test_commitment_is_awaited_across_a_restart(sending: Sending, archive: Pacs)
     assert len(archive.order) == 3
 
 
-def test_a_delivery_that_waits_for_commitment_holds_up_nothing(
+def test_a_later_version_is_stored_after_an_earlier_one_and_does_not_wait_for_its_commitment(
     sending: Sending, archive: Pacs
 ) -> None:
     sending.result(1, version=2)
     with running(sending):
         eventually(lambda: sending.states() == ["stored", "stored"])
+    listed = (
+        read_contents(sending.parcels / made.folder).objects for made in sending.ledger.parcels(1)
+    )
+    assert archive.order == [found.sop_instance_uid for objects in listed for found in objects]
 
 
 @pytest.mark.parametrize("status", [0x0110, 0x0213])

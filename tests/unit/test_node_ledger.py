@@ -1,5 +1,6 @@
 """The ledger as a database that has to last: what it opens, refuses and survives."""
 
+import math
 import multiprocessing
 import sqlite3
 import threading
@@ -193,6 +194,76 @@ def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
     ledger.close()
     with pytest.raises(NodeError, match="closed"):
         ledger.series()
+
+
+def _results(ledger: Ledger, series: str, *versions: int) -> int:
+    """Results of a series for the destination "pacs"; the number of the series."""
+    new = ledger.add(slice_of(series=series, file=series))
+    assert new is not None
+    for version in versions:
+        ledger.conclude(
+            new.series_id,
+            version=version,
+            verdict="negative",
+            folder=f"{series}-{version}",
+            last_instance=new.id,
+            destinations=("pacs",),
+        )
+    return new.series_id
+
+
+def _due(ledger: Ledger, now: float = 100.0) -> list[str]:
+    return [delivery.parcel.folder for delivery in ledger.due("pacs", now=now)]
+
+
+def _fail(ledger: Ledger, delivery_id: int, *, times: int, due_at: float) -> None:
+    for _ in range(times):
+        assert ledger.update_delivery(delivery_id, state="waiting", due_at=due_at, error="late")
+
+
+def test_what_fails_again_and_again_keeps_nothing_newer_waiting(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        for series in ("often", "once", "once, earlier", "new", "newest"):
+            _results(ledger, series, 1)
+        often, once, earlier, *_ = ledger.deliveries()
+        _fail(ledger, often.id, times=9, due_at=10.0)
+        _fail(ledger, once.id, times=1, due_at=90.0)
+        _fail(ledger, earlier.id, times=1, due_at=80.0)
+        expected = ["new-1", "newest-1", "once, earlier-1", "once-1", "often-1"]
+        assert _due(ledger) == expected
+        assert _due(ledger, now=85.0) == [name for name in expected if name != "once-1"]
+
+
+def test_a_later_version_waits_for_an_earlier_one_however_often_that_has_failed(
+    tmp_path: Path,
+) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        _results(ledger, "a", 1, 2)
+        _fail(ledger, ledger.deliveries()[0].id, times=9, due_at=90.0)
+        assert _due(ledger, now=80.0) == []
+        assert _due(ledger, now=100.0) == ["a-1"]
+        ledger.update_delivery(ledger.deliveries()[0].id, state="done")
+        assert _due(ledger) == ["a-2"]
+
+
+def test_what_is_dropped_is_refused_and_nothing_else(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        series_id = _results(ledger, "a", 1, 2, 3)
+        done, stored, waiting = (delivery.id for delivery in ledger.deliveries())
+        ledger.update_delivery(done, state="done")
+        ledger.update_delivery(stored, state="stored", due_at=9.0, transaction_uid="2.25.9")
+        assert ledger.drop("folder", reason="gone") == 0
+        assert ledger.settled(before=math.inf) == []
+        assert ledger.drop("pacs", reason="gone") == 2
+        assert [(d.state, d.error) for d in ledger.deliveries()] == [
+            ("done", None),
+            ("refused", "gone"),
+            ("refused", "gone"),
+        ]
+        assert ledger.delivery_of("2.25.9") is None
+        assert [entry.id for entry in ledger.settled(before=math.inf)] == [series_id]
+        assert not ledger.update_delivery(waiting, state="waiting", error="failed meanwhile")
+        assert ledger.open_deliveries() == {}
 
 
 def _no_commit(action: int, operation: str | None, *_: object) -> int:

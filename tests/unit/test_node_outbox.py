@@ -141,6 +141,38 @@ def test_a_delivery_that_fails_holds_up_its_own_series_only(tmp_path: Path, hook
     assert event_ids(hook)[2:] == ["1-alert-1", "1-withdrawal-1", "1-result-1", "1-result-2"]
 
 
+def test_parcels_that_fail_for_ever_do_not_hold_up_a_new_one(tmp_path: Path, hook: Console) -> None:
+    sending = Sending(tmp_path, (hook.destination(),))
+    for _ in range(3):
+        sending.result(sending.series())
+    for delivery in sending.ledger.deliveries():
+        for _ in range(9):
+            sending.ledger.update_delivery(delivery.id, state="waiting", due_at=1.0)
+    sending.result(sending.series())
+    hook.statuses = [204, 503, 503, 503]
+    with running(sending):
+        eventually(lambda: [d.attempts for d in sending.ledger.deliveries()] == [10, 10, 10, 1])
+    assert event_ids(hook) == ["4-result-1", "1-result-1", "2-result-1", "3-result-1"]
+    assert sending.states() == ["waiting", "waiting", "waiting", "done"]
+
+
+def test_what_is_dropped_while_it_is_being_sent_stays_dropped(
+    tmp_path: Path, archive: Pacs
+) -> None:
+    sending = Sending(tmp_path, (archive.destination(),))
+    sending.result(sending.series())
+    archive.hold.clear()
+    try:
+        with running(sending), Ledger(tmp_path / "ledger.db") as other:
+            eventually(lambda: archive.contexts)
+            assert other.drop("pacs", reason="gone") == 1
+            archive.hold.set()
+    finally:
+        archive.hold.set()
+    assert sending.states() == ["refused"]
+    assert sending.ledger.deliveries()[0].error == "gone"
+
+
 def test_what_is_refused_is_set_aside_with_the_reason_and_later_parcels_go(
     tmp_path: Path, hook: Console
 ) -> None:

@@ -10,11 +10,33 @@ from toy_bundles import make
 
 from pe_infer.bundle import Bundle
 from pe_infer.errors import NodeError
+from pe_infer.node.entries import Parcel, SeriesEntry
 from pe_infer.node.objects import Alert
 from pe_infer.node.parcels import DOCUMENT, Packer, Subject, read_contents
 from pe_infer.result import NotProcessed
 
 REASON = NotProcessed(code="series.gap", message="slices are missing")
+
+
+SERIES = SeriesEntry(
+    id=7,
+    study_instance_uid="1.2",
+    series_instance_uid="1.2.3",
+    state="receiving",
+    bundle="toy",
+    reason=None,
+    version=0,
+    expected=None,
+    first_at=0.0,
+    last_at=0.0,
+    instances=1,
+)
+
+
+def alert_in(folder: str) -> Parcel:
+    return Parcel(
+        id=1, series_id=7, kind="alert", version=1, verdict=None, folder=folder, made_at=0.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +118,34 @@ def test_events_have_identities_of_their_own_that_stay_the_same(
             packer.pack(subject(toy), subject(toy).unjudged(REASON), []),
             packer.pack(subject(toy, 2), subject(toy, 2).unjudged(REASON), []),
             packer.pack(subject(toy), alert, []),
-            packer.withdrawal(subject(toy)),
+            packer.withdrawal(SERIES, alert_in("7-1-provisional_alert")),
         ]
         return [document(tmp_path, folder)["event_id"] for folder in folders]
 
     first = identities()
     assert len(set(first)) == 4
     assert identities() == first
+
+
+def test_a_withdrawal_names_the_bundle_that_raised_the_alert(
+    packer: Packer, toy: Bundle, tmp_path: Path
+) -> None:
+    alert = subject(toy).alert(probability=0.9, position_mm=12.5, slices=40)
+    raised = alert_in(packer.pack(subject(toy), alert, []))
+    said = document(tmp_path, packer.withdrawal(SERIES, raised))
+    assert said["event"] == "alert_withdrawn"
+    assert (said["bundle"], said["bundle_hash"]) == ("toy", toy.sha256)
+    assert (said["series_instance_uid"], said["version"]) == ("1.2.3", 1)
+    assert read_contents(tmp_path / "parcels" / "7-1-alert_withdrawn").objects == ()
+
+
+def test_an_alert_whose_parcel_is_damaged_can_still_be_withdrawn(
+    packer: Packer, toy: Bundle, tmp_path: Path
+) -> None:
+    gone = alert_in("not there")
+    assert packer.raised_by(gone) is None
+    said = document(tmp_path, packer.withdrawal(SERIES, gone))
+    assert (said["bundle"], said["series_instance_uid"]) == (None, "1.2.3")
 
 
 def test_objects_point_only_to_those_that_the_same_bundle_has_made(

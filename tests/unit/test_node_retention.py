@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deliveries import Clock
 from node_states import conclude, header, receive
 
 from pe_infer.errors import NodeError
@@ -78,6 +79,27 @@ def test_what_is_received_or_on_its_way_stays(
     ledger.update_delivery(second.id, state="refused", error="no")
     assert [entry.id for entry in retention.purge(before=math.inf)] == [waiting]
     assert [entry.id for entry in ledger.series()] == [receiving]
+
+
+def test_what_was_received_in_the_future_counts_as_received_now(
+    tmp_path: Path, ledger: Ledger, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was a year ahead, and was set right."""
+    hour_s, now = 3600.0, time.time()
+    settle(tmp_path, ledger, inbox, "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now + 365 * 24 * hour_s)
+        settle(tmp_path, ledger, inbox, "2")
+    clock = Clock()
+    clock.now = now + hour_s
+    retention = Retention(tmp_path, ledger, clock=clock)
+    assert len(retention.purge(before=clock.now - 0.5 * hour_s)) == 1
+    (entry,) = ledger.series()
+    assert (entry.first_at, entry.last_at) == (clock.now, clock.now)
+    clock.now += hour_s
+    assert retention.purge(before=clock.now - 2 * hour_s) == []
+    clock.now += hour_s
+    assert len(retention.purge(before=clock.now - 1.5 * hour_s)) == 1
 
 
 def test_one_series_can_be_named(

@@ -1,5 +1,6 @@
 """``pe-infer serve``: its options, its checks, how it starts and how it ends."""
 
+import io
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 from pe_infer.cli import app as command_line
 from pe_infer.cli import node_extra
 from pe_infer.errors import ConfigurationError, NodeError
+from pe_infer.node import node as node_module
 from pe_infer.node.configuration import default_file
 from pe_infer.node.node import Node, _Threads, bundles_of
 from pe_infer.node.operations import Operations
@@ -258,6 +260,22 @@ def test_a_thread_that_has_ended_is_a_problem() -> None:
     assert threads.ended() == ["studies: thread 'studies 1' has ended; restart the node"]
     threads.forget()
     assert threads.ended() == []
+
+
+def test_studies_that_do_not_get_on_are_a_problem_that_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "_HOUSEKEEPING_S", 0.01)
+    logged = io.StringIO()
+    node = Node(settings(tmp_path, studies={"stuck_s": 0.001}), output=logged)
+    with node:
+        assert node._studies is not None
+        node._studies._progress.begin(1)
+        eventually(node.problems)
+        eventually(lambda: "not healthy" in logged.getvalue())
+        time.sleep(0.1)
+    assert logged.getvalue().count("not healthy") == 1
+    assert "studies.stuck_s" in logged.getvalue()
 
 
 @pytest.mark.parametrize("name", ["association-3", "association-3-pdus", "operations-client"])
