@@ -11,9 +11,11 @@ from node_bench import DEADLINE_S, Bench, make_files, until
 from prometheus_client import Gauge
 from toy_bundles import make
 
-from pe_infer import Detector
+from pe_infer import Detector, dicom
 from pe_infer.executor import Executor
+from pe_infer.node.entries import Instance
 from pe_infer.node.progress import Progress
+from pe_infer.node.study import Study, Taken
 from pe_infer.stream import Stream
 
 METRIC = "pe_infer_node_step_seconds"
@@ -80,14 +82,51 @@ def test_an_engine_that_hangs_at_the_end_of_a_series_is_a_problem_until_it_goes_
 
 
 def test_an_engine_that_hangs_while_slices_arrive_is_a_problem(
-    bench: Bench, tmp_path: Path, hung: threading.Event
+    bench: Bench, tmp_path: Path, hung: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same slice is offered again and again."""
+    take = Study.take
+    refused = 0
+
+    def count(study: Study, instance: Instance) -> Taken:
+        nonlocal refused
+        if (taken := take(study, instance)) is Taken.BUSY:
+            refused += 1
+        return taken
+
+    monkeypatch.setattr(Study, "take", count)
     bench.send(*make_files(tmp_path, positions_um=range(0, 300_000, 4000)))
-    assert "longer than 120 s" in until_a_problem(bench)
+    for minutes in range(3):
+        seen = refused
+        until(lambda seen=seen: refused >= seen + 2, what="two more offers")
+        assert bench.studies.problems() == [], minutes
+        bench.clock.now += 60.0
+    bench.clock.now += 1.0
+    (problem,) = bench.studies.problems()
+    assert "longer than 120 s" in problem
     assert bench.waiting() > 0
     hung.set()
     bench.settle()
     until(lambda: bench.studies.problems() == [])
+
+
+def test_a_series_whose_slices_are_slow_is_not_stuck(
+    tmp_path: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert, problems = dicom.convert, []
+    with Bench(tmp_path / "state", {"toy": detector}, studies={"quiet_s": 1e5}) as bench:
+
+        def slowly(path: Path) -> dicom.Conversion:
+            bench.clock.now += 100.0
+            problems.extend(bench.studies.problems())
+            return convert(path)
+
+        monkeypatch.setattr(dicom, "convert", slowly)
+        files = make_files(tmp_path)
+        bench.send(*files, expected=len(files))
+        bench.studies.start()
+        bench.until_results(1)
+    assert problems == []
 
 
 @pytest.mark.usefixtures("hung")
