@@ -152,6 +152,7 @@ class Receiver:
                 server_class=Server,
                 bounds=Bounds(
                     associations=listen.associations,
+                    connections_per_address=listen.connections_per_address,
                     pdu_bytes=listen.max_pdu_bytes,
                     object_bytes=self._limits.object_bytes,
                     free_disk_bytes=self._limits.free_disk_bytes,

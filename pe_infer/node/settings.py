@@ -90,6 +90,9 @@ class Listen(_Section):
     """Networks that are let in, such as 10.1.0.0/16; empty: any."""
     associations: Annotated[int, Field(ge=1, le=256)] = 16
     """At once; more are rejected."""
+    connections_per_address: Annotated[int, Field(ge=1, le=256)] = 8
+    """At once, from one address; more are hung up on. Fewer than associations, so that no address
+    takes every place. Where a router or gateway sends for several, raise it up to associations."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     """Largest PDU that is received."""
     idle_s: Seconds = 60.0
