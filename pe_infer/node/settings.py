@@ -128,7 +128,8 @@ class Studies(_Section):
     """When a series has ended, and how fast it is judged."""
 
     quiet_s: Seconds = 10.0
-    """A series has ended when nothing came for so long and its number of slices is not known."""
+    """A series has ended when nothing came for so long, unless its slices say and agree how many
+    they are, and are all there."""
     threads: Annotated[int, Field(ge=1, le=32)] = 2
     """Threads that decode and resample slices; a series is one thread's at a time."""
 
