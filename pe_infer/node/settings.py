@@ -121,7 +121,8 @@ class Limits(_Section):
     open_studies: Annotated[int, Field(ge=1, le=256)] = 8
     """Series in memory at once; others wait on disk."""
     free_disk_bytes: Annotated[int, Field(ge=0)] = 2 << 30
-    """Nothing is taken while the disk has less than this left."""
+    """What slices leave free on the disk for results, ledger and logs, beside 8 MiB for every
+    series whose result is still to come. Results leave an eighth of it."""
 
 
 class Studies(_Section):
