@@ -37,10 +37,14 @@ class Taken:
 
     offered: list[Instance] = field(default_factory=list)
     has_room: bool = True
+    owed: int = 0
     failure: Exception | None = None
 
     def room(self) -> bool:
         return self.has_room
+
+    def owed_bytes(self) -> int:
+        return self.owed
 
     def offer(self, instance: Instance) -> None:
         if self.failure is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pe_infer.errors import Code, NodeError
+from pe_infer.errors import Code, NodeError, PeInferError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -71,7 +71,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, scratch: Path) -
     try:
         with translated(scratch):
             part.mkdir(mode=0o700)
-            fill(part)
+            with _full_disk_unwrapped():
+                fill(part)
             for path in part.iterdir():
                 sync_file(path)
             sync_folder(part)
@@ -79,6 +80,18 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, scratch: Path) -
             sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_unwrapped() -> Iterator[None]:
+    """Raise an error that was made of a full disk as what it was: it passes, others do not."""
+    try:
+        yield
+    except PeInferError as exc:
+        cause = exc.__cause__
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            raise OSError(cause.errno, cause.strerror) from exc
+        raise
 
 
 @contextmanager

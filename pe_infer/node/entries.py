@@ -64,7 +64,8 @@ class SeriesEntry:
         bundle: Which one is to; ``None`` as long as nothing is decided.
         reason: Why that one, or why none.
         version: Of its latest result, which may have been deleted; 0 before the first.
-        expected: How many instances it says it has.
+        expected: How many instances it says it has; ``None`` if none of them says, 0 if they do not
+            agree.
         first_at: When its first instance came, seconds since 1970.
         last_at: When its newest instance came.
         instances: How many came.

@@ -142,9 +142,10 @@ class Ledger:
                 )
                 return None
             run(
-                "UPDATE series SET last_at = ?, expected = coalesce(?, expected), "
+                "UPDATE series SET last_at = ?, "
+                "expected = iif(expected <> ?, 0, coalesce(expected, ?)), "
                 "state = iif(state = 'concluded', 'receiving', state) WHERE id = ?",
-                (now, new.expected, series_id),
+                (now, new.expected, new.expected, series_id),
             )
         return Instance(
             id=added["id"],

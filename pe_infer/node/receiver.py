@@ -64,6 +64,9 @@ class Intake(Protocol):
     def room(self) -> bool:
         """Whether there is room for a slice; without, senders are asked to try again later."""
 
+    def owed_bytes(self) -> int:
+        """What has to be left on the disk for results of slices that were taken."""
+
     def offer(self, instance: Instance) -> None:
         """Take note of a slice that was kept; returns at once."""
 
@@ -152,6 +155,7 @@ class Receiver:
                 server_class=Server,
                 bounds=Bounds(
                     associations=listen.associations,
+                    connections_per_address=listen.connections_per_address,
                     pdu_bytes=listen.max_pdu_bytes,
                     object_bytes=self._limits.object_bytes,
                     free_disk_bytes=self._limits.free_disk_bytes,
@@ -334,10 +338,9 @@ class Receiver:
             )
         free = shutil.disk_usage(self._inbox.scratch).free
         self._watch.free_disk_bytes.set(free)
-        if data_set.problem == "full" or free < limits.free_disk_bytes + data_set.size:
-            raise _Refused(
-                NO_RESOURCES, f"disk below limits.free_disk_bytes ({limits.free_disk_bytes})"
-            )
+        owed = self._intake.owed_bytes()
+        if data_set.problem == "full" or free < limits.free_disk_bytes + owed + data_set.size:
+            raise _Refused(NO_RESOURCES, f"disk below limits.free_disk_bytes + {owed} for results")
         if not self._intake.room():
             raise _Refused(NO_RESOURCES, f"limits.waiting_slices ({limits.waiting_slices})")
 

@@ -90,6 +90,9 @@ class Listen(_Section):
     """Networks that are let in, such as 10.1.0.0/16; empty: any."""
     associations: Annotated[int, Field(ge=1, le=256)] = 16
     """At once; more are rejected."""
+    connections_per_address: Annotated[int, Field(ge=1, le=256)] = 8
+    """At once, from one address; more are hung up on. Fewer than associations, so that no address
+    takes every place. Where a router or gateway sends for several, raise it up to associations."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     """Largest PDU that is received."""
     idle_s: Seconds = 60.0
@@ -118,14 +121,16 @@ class Limits(_Section):
     open_studies: Annotated[int, Field(ge=1, le=256)] = 8
     """Series in memory at once; others wait on disk."""
     free_disk_bytes: Annotated[int, Field(ge=0)] = 2 << 30
-    """Nothing is taken while the disk has less than this left."""
+    """What slices leave free on the disk for results, ledger and logs, beside 8 MiB for every
+    series whose result is still to come. Results leave an eighth of it."""
 
 
 class Studies(_Section):
     """When a series has ended, and how fast it is judged."""
 
     quiet_s: Seconds = 10.0
-    """A series has ended when nothing came for so long and its number of slices is not known."""
+    """A series has ended when nothing came for so long, unless its slices say and agree how many
+    they are, and are all there."""
     threads: Annotated[int, Field(ge=1, le=32)] = 2
     """Threads that decode and resample slices; a series is one thread's at a time."""
     stuck_s: Seconds = 120.0

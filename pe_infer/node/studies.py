@@ -10,7 +10,7 @@ from typing import Final
 from pe_infer.detector import Detector
 from pe_infer.errors import Code, EngineError, NodeError
 from pe_infer.node.agenda import Agenda
-from pe_infer.node.capacity import Backlog, Slots
+from pe_infer.node.capacity import Backlog, Slots, check_room_for_result
 from pe_infer.node.entries import Instance
 from pe_infer.node.inbox import Inbox
 from pe_infer.node.ledger import Ledger
@@ -74,6 +74,8 @@ class Studies:
         self._poll_s = poll_s
         self._next_poll = -math.inf
         self._quiet_s = settings.studies.quiet_s
+        self._parcels = parcels
+        self._reserve_bytes = settings.limits.free_disk_bytes
         self._stopping = threading.Event()
         self._agenda = Agenda(clock)
         self._backlog = Backlog(settings.limits.waiting_slices, watch.waiting_slices)
@@ -151,6 +153,10 @@ class Studies:
     def room(self) -> bool:
         """Whether more slices may be taken: not while too many wait."""
         return self._backlog.room()
+
+    def owed_bytes(self) -> int:
+        """What the results that are still to come may take on the disk."""
+        return self._backlog.owed_bytes
 
     def offer(self, instance: Instance) -> None:
         """Note that a slice was taken, which is on disk. Returns at once."""
@@ -267,6 +273,7 @@ class Studies:
             study.look()
             self._reporter.alert(study)
             return min(quiet_at, now + _LOOK_S) if study.alerts else quiet_at
+        check_room_for_result(self._parcels, self._reserve_bytes)
         concluded = self._reporter.conclude(study)
         if concluded is not None:
             study.log(

@@ -160,9 +160,13 @@ class Study:
     def complete(self, expected: int | None) -> bool:
         """Whether all slices are there, each of them once, if the series says how many it has.
 
-        A series that has more than it says is not believed.
+        A series that has more than it says is not believed, nor one whose slices do not agree: a
+        number that grows would end it, and have it judged from the first slice on, at every slice.
+
+        Args:
+            expected: As in `SeriesEntry`.
         """
-        return expected is not None and len(self._uids) == self._passed == expected
+        return bool(expected) and len(self._uids) == self._passed == expected
 
     def sources(self) -> list[Path]:
         """Files that the outcome is made of."""

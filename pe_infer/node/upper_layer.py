@@ -55,6 +55,7 @@ class Bounds:
 
     Attributes:
         associations: At once.
+        connections_per_address: At once, whatever they are used for.
         pdu_bytes: Of one PDU.
         object_bytes: Of a C-STORE request's data set.
         free_disk_bytes: What has to be left on the disk.
@@ -63,6 +64,7 @@ class Bounds:
     """
 
     associations: int
+    connections_per_address: int
     pdu_bytes: int
     object_bytes: int
     free_disk_bytes: int
@@ -305,6 +307,7 @@ class Server(AssociationServer):
         self.door = door
         self._changed = threading.Condition()
         self._connections: dict[threading.Thread, socket.socket] = {}
+        self._addresses: dict[threading.Thread, str] = {}  # of their peers
         self._associations: set[Association] = set()
         self._count = 0
         super().__init__(
@@ -336,14 +339,19 @@ class Server(AssociationServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Decide on a connection by its address and by how many there are."""
         del request
-        if not self.door.admits(client_address[0]):
-            self.door.turned_away(client_address[0], "address")
-            return False
+        reason = self._objection(client_address[0])
+        if reason is not None:
+            self.door.turned_away(client_address[0], reason)
+        return reason is None
+
+    def _objection(self, address: str) -> str | None:
+        if not self.door.admits(address):
+            return "address"
         with self._changed:
-            full = len(self._connections) >= self.bounds.associations + _SPARE_CONNECTIONS
-        if full:
-            self.door.turned_away(client_address[0], "connections")
-        return not full
+            if len(self._connections) >= self.bounds.associations + _SPARE_CONNECTIONS:
+                return "connections"
+            own = sum(other == address for other in self._addresses.values())
+        return "connections_per_address" if own >= self.bounds.connections_per_address else None
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the thread of a connection."""
@@ -353,11 +361,11 @@ class Server(AssociationServer):
         )
         with self._changed:
             self._connections[thread] = request
+            self._addresses[thread] = client_address[0]
         try:
             thread.start()
         except RuntimeError:  # no more threads
-            with self._changed:
-                del self._connections[thread]
+            self._forget(thread)
             raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -404,9 +412,13 @@ class Server(AssociationServer):
         finally:
             _shut(connection)
             connection.close()
-            with self._changed:
-                self._connections.pop(threading.current_thread(), None)
-                self._changed.notify_all()
+            self._forget(threading.current_thread())
+
+    def _forget(self, thread: threading.Thread) -> None:
+        with self._changed:
+            self._connections.pop(thread, None)
+            self._addresses.pop(thread, None)
+            self._changed.notify_all()
 
 
 def _shut(connection: socket.socket) -> None:

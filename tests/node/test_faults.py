@@ -169,6 +169,26 @@ def test_a_full_disk_refuses_slices_and_loses_none(
     node.assert_works()
 
 
+def test_a_disk_that_somebody_else_fills_delays_the_result_and_changes_nothing_in_it(
+    make_node: Callable[..., Node], positive: Study, small_disk: Path
+) -> None:
+    assert run("mount", "-o", "remount,size=40m", small_disk).returncode == 0
+    node = make_node(state_dir=small_disk / "state", limits__free_disk_bytes=0, studies__quiet_s=10)
+    node.start()
+    most = positive.files[:-1]  # the last one would end the series
+    assert store(node.port, most).acknowledged == most
+    other = small_disk / "other"
+    other.write_bytes(bytes(shutil.disk_usage(small_disk).free - 2_000_000))  # no key images fit
+    wait_for("second try", lambda: node.log.read_text().count('"study_delayed"') > 1)
+    node.assert_works()
+    assert node.documents(positive) == []
+    other.unlink()
+    assert node.result(positive)["result"]["positive"]
+    wait_for("deliveries that are done", lambda: all_done(node))
+    folder = node.results / positive.study_uid / positive.series_uid / "result-v1"
+    assert len(list(folder.glob("key-image-*.dcm"))) == 3
+
+
 def test_an_association_that_breaks_in_a_slice_keeps_the_slices_before(
     node: Node, positive: Study
 ) -> None:

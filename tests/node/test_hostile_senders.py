@@ -27,6 +27,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Node
         cache,
         listen__idle_s=IDLE_S,
         listen__associations=ASSOCIATIONS,
+        listen__connections_per_address=4 * ASSOCIATIONS,  # all here have one
         studies__quiet_s=2,
     )
     node.start()

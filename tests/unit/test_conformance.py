@@ -15,6 +15,7 @@ from pe_infer.dicom import storage_contexts
 from pe_infer.dicom.results import envelope, report
 from pe_infer.errors import Code
 from pe_infer.node import commitment, receiver
+from pe_infer.node.capacity import RESULT_BYTES
 from pe_infer.node.configuration import options
 from pe_infer.node.destinations import dicom as storing
 from pe_infer.node.node import STOP_S
@@ -78,6 +79,13 @@ def test_statuses_of_c_store_are_those_of_the_receiver() -> None:
     assert named - {"free_disk_bytes", "slices_per_series", "waiting_slices"} == set(
         re.findall(r'\("([a-z_]+)", header', source)
     )
+
+
+def test_the_room_for_a_result_is_what_is_stated() -> None:
+    room = f"{RESULT_BYTES >> 20} MiB for every series whose result is"
+    told = next(option for option in options() if option.flag == "--limits.free_disk_bytes")
+    assert room in " ".join(told.about.split())
+    assert room in TEXT
 
 
 def test_rejections_are_those_of_the_receiver() -> None:

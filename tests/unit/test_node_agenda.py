@@ -6,7 +6,7 @@ import threading
 from prometheus_client import Gauge
 
 from pe_infer.node.agenda import Agenda
-from pe_infer.node.capacity import Backlog, Slots
+from pe_infer.node.capacity import RESULT_BYTES, Backlog, Slots
 
 
 class Clock:
@@ -102,6 +102,19 @@ def test_the_backlog_counts_every_slice_once() -> None:
     backlog.drop(1)
     backlog.passed(2, 3)
     assert [sample.value for metric in shown.collect() for sample in metric.samples] == [0]
+
+
+def test_room_is_owed_to_every_series_until_it_is_dropped() -> None:
+    backlog = Backlog(3, gauge())
+    backlog.add(1, 1)
+    backlog.add(1, 2)
+    backlog.begin(2, [3])
+    backlog.passed(2, 3)  # judged, and its result is to come
+    assert backlog.owed_bytes == 2 * RESULT_BYTES
+    backlog.drop(1)
+    backlog.drop(2)
+    backlog.drop(3)
+    assert backlog.owed_bytes == 0
 
 
 def test_places_go_to_the_oldest_that_wait() -> None:

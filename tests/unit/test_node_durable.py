@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from receiving import eventually
 
-from pe_infer.errors import Code, NodeError
+from pe_infer.errors import Code, ConfigurationError, NodeError, PeInferError
 from pe_infer.node.durable import held, make_private_folder, taken, write_file, write_folder
 
 
@@ -104,6 +104,21 @@ def test_a_folder_that_cannot_be_filled_is_not_there(tmp_path: Path, scratch: Pa
 
     with pytest.raises(ValueError, match="no"):
         write_folder(tmp_path / "parcel", fill, scratch=scratch)
+    assert [path.name for path in tmp_path.rglob("*")] == ["scratch"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENOENT])
+def test_a_disk_that_is_full_is_told_by_whatever_error_it_comes(
+    tmp_path: Path, scratch: Path, number: int
+) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "a").write_text("a")
+        raise ConfigurationError("a file failed") from OSError(number, "why")
+
+    with pytest.raises(PeInferError) as caught:
+        write_folder(tmp_path / "parcel", fill, scratch=scratch)
+    full = number != errno.ENOENT
+    assert caught.value.code is (Code.NODE_FULL if full else Code.INVALID_ARGUMENT)
     assert [path.name for path in tmp_path.rglob("*")] == ["scratch"]
 
 

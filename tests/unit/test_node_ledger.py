@@ -74,6 +74,25 @@ def test_a_late_slice_reopens_what_was_concluded_and_not_what_is_ignored(tmp_pat
         assert [entry.state for entry in ledger.series()] == ["receiving", "ignored"]
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([None, None], None),
+        ([None, 3, None, 3], 3),
+        ([3, 4, None], 0),
+        ([1, 2, 2, 1], 0),
+    ],
+)
+def test_a_series_has_a_number_of_slices_while_none_of_them_says_another(
+    tmp_path: Path, counts: list[int | None], expected: int | None
+) -> None:
+    for number, count in enumerate(counts):
+        with Ledger(tmp_path / "l") as ledger:  # and a restart changes nothing
+            ledger.add(slice_of(number, expected=count))
+    with Ledger(tmp_path / "l") as ledger:
+        assert [entry.expected for entry in ledger.series()] == [expected]
+
+
 def test_a_ledger_of_another_version_is_left_alone(tmp_path: Path) -> None:
     Ledger(tmp_path / "l").close()
     with sqlite3.connect(tmp_path / "l") as connection:

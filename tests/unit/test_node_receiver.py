@@ -239,6 +239,18 @@ def test_a_disk_with_too_little_left_takes_nothing(tmp_path: Path) -> None:
         assert node.echoes()
 
 
+def test_room_for_results_that_are_to_come_is_not_given_to_slices(node: Running) -> None:
+    dataset = ct_dataset()
+    node.intake.owed = 1 << 50
+    (response,) = store(node.port, dataset)
+    assert response.Status == 0xA700
+    assert f"free_disk_bytes + {1 << 50} for results" in response.ErrorComment
+    assert len(response.ErrorComment) <= 64
+    assert node.files() == node.arriving() == []
+    node.intake.owed = 0
+    assert status_of(node, dataset) == 0x0000
+
+
 def test_a_disk_that_is_full_is_told_and_the_slice_taken_when_there_is_room(
     node: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

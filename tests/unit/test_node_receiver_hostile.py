@@ -16,6 +16,7 @@ from pynetdicom.pdu_primitives import ImplementationClassUIDNotification as Clas
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 from receiving import CALLED, DEADLINE_S, Running, associated, eventually, receiving, store
 
+from pe_infer.node.settings import NodeSettings
 from pe_infer.node.upper_layer import Bounds, DataSet, Server
 
 P_DATA = 0x04
@@ -217,7 +218,8 @@ def test_connections_that_were_closed_hold_no_place(node: Running) -> None:
 
 
 def test_mute_connections_take_no_association_away(tmp_path: Path) -> None:
-    with receiving(tmp_path, listen={"idle_s": 30.0, "associations": 1}) as node:
+    listen = {"idle_s": 30.0, "associations": 1, "connections_per_address": 11}
+    with receiving(tmp_path, listen=listen) as node:
         mute = [node.connect() for _ in range(10)]
         assert node.echoes()
         for connection in mute:
@@ -226,12 +228,52 @@ def test_mute_connections_take_no_association_away(tmp_path: Path) -> None:
 
 
 def test_connections_beyond_any_use_are_turned_away(tmp_path: Path) -> None:
-    with receiving(tmp_path, listen={"idle_s": 30.0, "associations": 1}) as node:
+    listen = {"idle_s": 30.0, "associations": 1, "connections_per_address": 40}
+    with receiving(tmp_path, listen=listen) as node:
         many = [node.connect() for _ in range(40)]
         eventually(lambda: len(node.events("connection_turned_away")) == 40 - 17)
         for connection in many:
             connection.close()
         eventually(lambda: not node.threads())
+        assert node.echoes()
+
+
+def test_one_address_cannot_keep_the_others_out(tmp_path: Path) -> None:
+    """By default, with as many connections as there is room for in all."""
+    with receiving(tmp_path, listen={"idle_s": 30.0}) as node:
+        listen = NodeSettings(state_dir=tmp_path).listen
+        most = listen.connections_per_address
+        assert most < listen.associations
+        many = [node.connect() for _ in range(40)]
+        eventually(lambda: len(node.events("connection_turned_away")) == 40 - most)
+        assert {line["reason"] for line in node.events("connection_turned_away")} == {
+            "connections_per_address"
+        }
+        assert node.count("associations_total", outcome="turned_away") == 40 - most
+        scanner = associated(node.port, Verification, bind_address=("127.0.0.2", 0))
+        assert scanner.send_c_echo().Status == 0
+        scanner.release()
+        for connection in many:
+            connection.close()
+        eventually(lambda: not node.threads())
+        assert node.echoes()  # its places are free again
+
+
+def test_a_connection_that_got_no_thread_holds_no_place_of_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name.startswith("association-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with receiving(tmp_path, listen={"connections_per_address": 1}) as node:
+        with monkeypatch.context() as patched, node.connect() as connection:
+            patched.setattr(threading.Thread, "start", fail)
+            assert ends(connection)
+        assert node.events("connection_failed")
         assert node.echoes()
 
 
@@ -271,6 +313,7 @@ def test_an_association_that_falls_silent_is_aborted(node: Running) -> None:
 def test_a_data_set_is_only_in_memory_while_it_is_small(tmp_path: Path) -> None:
     bounds = Bounds(
         associations=1,
+        connections_per_address=1,
         pdu_bytes=1 << 16,
         object_bytes=20 << 20,
         free_disk_bytes=0,

@@ -87,6 +87,8 @@ def test_no_section_takes_an_option_that_does_not_exist(section: type[BaseModel]
         ("listen", "ae_title", "ÄÖÜ"),
         ("listen", "associations", 0),
         ("listen", "associations", 257),
+        ("listen", "connections_per_address", 0),
+        ("listen", "connections_per_address", 257),
         ("listen", "max_pdu_bytes", 4095),
         ("listen", "idle_s", 0.0),
         ("listen", "idle_s", float("inf")),

@@ -146,6 +146,42 @@ def test_a_series_with_more_slices_than_it_says_ends_when_it_is_quiet(
     assert outcome(bench).coverage.slices == len(files)
 
 
+@pytest.mark.parametrize("count", ["grows", "stays"])
+def test_a_count_that_was_wrong_ends_a_series_once(
+    bench: Bench, tmp_path: Path, count: str
+) -> None:
+    """Also after a restart. Else every slice makes a version, of all slices judged once more."""
+    files = make_files(tmp_path)
+    for number, file in enumerate(files, start=1):
+        bench.send(file, expected=number if count == "grows" else 1)
+        until(lambda: bench.waiting() == 0)
+        if number == 1:
+            bench.until_results(1)
+        if number == len(files) // 2:
+            bench.restart()
+    bench.quiet()
+    bench.until_settled()
+    assert [made.version for made in bench.results()] == [1, 2]
+    assert outcome(bench).coverage.slices == len(files)
+
+
+def test_slices_that_disagree_on_their_number_are_not_believed(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Each acquisition of a series may count its own."""
+    files = make_files(tmp_path)
+    bench.send(*files[:8], expected=13)
+    bench.send(*files[8:12], expected=7)
+    bench.send(files[12], expected=13)
+    until(lambda: bench.waiting() == 0)
+    bench.clock.now += 0.9 * bench.settings.studies.quiet_s
+    bench.send(files[13])
+    bench.quiet()
+    bench.until_settled()
+    assert [made.version for made in bench.results()] == [1]
+    assert outcome(bench).coverage.slices == len(files)
+
+
 def test_a_series_that_does_not_say_ends_when_it_has_been_quiet_for_long_enough(
     bench: Bench, tmp_path: Path
 ) -> None:

@@ -1,9 +1,11 @@
 """The node's studies when it is killed, stopped, has no disk left or a slow engine."""
 
 import random
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydicom
@@ -11,12 +13,14 @@ import pytest
 from dicom_files import changed, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from node_bench import DEADLINE_S, Bench, make_files, until
+from node_bench import DEADLINE_S, Bench, FakeObjects, make_files, until
 from toy_bundles import make
 
 from pe_infer import Detector
+from pe_infer.dicom.results.envelope import write_bytes
 from pe_infer.errors import Code, NodeError
 from pe_infer.executor import Executor
+from pe_infer.node.capacity import RESULT_BYTES
 from pe_infer.node.ledger import Ledger
 from pe_infer.node.parcels import Packer
 from pe_infer.stream import Stream
@@ -232,6 +236,65 @@ def test_a_disk_that_is_full_delays_a_result(
     assert '"study_failed"' not in bench.log.getvalue()
     assert bench.document(result)["result"]["probability"] == detector.detect(files).probability
     assert bench.studies.healthy
+
+
+def test_objects_that_find_the_disk_full_are_made_when_there_is_room(
+    bench: Bench, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the alert too: neither a refusal nor a parcel without objects goes out instead."""
+    if not (full := Path("/dev/full")).exists():
+        pytest.skip("/dev/full is not there")
+    files = make_files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeObjects, "__call__", lambda *_, **__: write_bytes(full, b"object"))
+        bench.studies.start()
+        bench.send(*files)
+        bench.quiet()
+        until(lambda: '"study_delayed"' in bench.log.getvalue())
+        bench.clock.now += 1  # and fails once more
+        until(lambda: bench.log.getvalue().count('"study_delayed"') > 1)
+        assert '"alert_delayed"' in bench.log.getvalue()
+        assert bench.parcels() == []
+        assert list(bench.parcels_folder.iterdir()) == []
+    bench.settle()
+    (result,) = bench.results()
+    assert bench.document(result)["result"]["probability"] == detector.detect(files).probability
+    assert all(bench.objects_of(made) for made in bench.parcels() if made.kind != "withdrawal")
+    assert '"study_failed"' not in bench.log.getvalue()
+
+
+def test_results_leave_room_for_the_ledger_and_for_deleting(
+    tmp_path: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    limits = {"free_disk_bytes": 800}
+    with Bench(tmp_path / "state", {"toy": detector}, limits=limits) as bench:
+        bench.studies.start()
+        bench.send(*make_files(tmp_path))
+        for free in (0, 99):
+            disk.free = free
+            bench.quiet()
+            seen = bench.log.getvalue().count('"study_delayed"')
+            until(lambda seen=seen: bench.log.getvalue().count('"study_delayed"') > seen)  # type: ignore[misc]
+        assert bench.results() == []
+        assert '"code": "node.full"' in bench.log.getvalue()
+        disk.free = 100
+        bench.settle()
+        assert [made.version for made in bench.results()] == [1]
+
+
+def test_room_is_kept_for_the_results_of_many_small_series(bench: Bench, tmp_path: Path) -> None:
+    bench.studies.start()
+    for number in range(1, 21):
+        bench.send(*make_files(tmp_path, number=number, positions_um=[0]))
+    assert bench.studies.owed_bytes() == 20 * RESULT_BYTES
+    bench.restart()
+    assert bench.studies.owed_bytes() == 20 * RESULT_BYTES
+    bench.settle()
+    until(lambda: bench.studies.owed_bytes() == 0)
+    assert {made.verdict for made in bench.results()} == {"not_processed"}
+    assert len(bench.results()) == 20
 
 
 def test_a_series_that_cannot_even_be_refused_waits_longer_each_time(
