@@ -22,7 +22,7 @@ from pe_infer.geometry import SeriesInfo
 from pe_infer.node.entries import Instance, Parcel, SeriesEntry
 from pe_infer.node.inbox import Header, Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.objects import Alert, Outcome, Unjudged
+from pe_infer.node.objects import Alert, Outcome, SourceFile, Unjudged
 from pe_infer.node.parcels import DOCUMENT, StoredObject, read_contents
 from pe_infer.node.settings import NodeSettings
 from pe_infer.node.studies import Studies
@@ -81,7 +81,7 @@ class FakeObjects:
     def __call__(
         self,
         outcome: Outcome,
-        sources: Sequence[Path],
+        sources: Sequence[Path | SourceFile],
         folder: Path,
         *,
         version: int = 1,
@@ -92,13 +92,14 @@ class FakeObjects:
         assert made_at.tzinfo is not None
         if self.failures:
             raise self.failures.pop(0)
-        assert all(path.is_file() for path in sources)
+        paths = [s.path if isinstance(s, SourceFile) else s for s in sources]
+        assert all(path.is_file() for path in paths)
         about = outcome if isinstance(outcome, Unjudged | Alert) else outcome.provenance
         identity = (about.series_instance_uid, about.bundle, version, isinstance(outcome, Alert))
         digest = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:16], 16)
         path = folder / "report.dcm"
         path.write_bytes(b"object")
-        self.written.append((outcome, [path.name for path in sources]))
+        self.written.append((outcome, [path.name for path in paths]))
         self.follows.append((version, supersedes, after_alert))
         return [
             StoredObject(

@@ -12,7 +12,14 @@ from typing import Any, Final, Literal, TypeAlias
 from pe_infer.bundle import Bundle
 from pe_infer.errors import NodeError
 from pe_infer.node.durable import make_private_folder, write_folder
-from pe_infer.node.objects import Alert, Outcome, ResultObject, Unjudged, WriteResults
+from pe_infer.node.objects import (
+    Alert,
+    Outcome,
+    ResultObject,
+    SourceFile,
+    Unjudged,
+    WriteResults,
+)
 from pe_infer.result import NotProcessed, StudyResult
 
 DOCUMENT: Final = "document.json"
@@ -159,7 +166,7 @@ class Packer:
         self,
         subject: Subject,
         outcome: Outcome,
-        sources: Sequence[Path] | None,
+        sources: Sequence[Path | SourceFile] | None,
         *,
         alerted: bool = False,
     ) -> str:
@@ -198,7 +205,7 @@ class Packer:
         event: Event,
         fields: Mapping[str, str],
         outcome: Outcome | None = None,
-        sources: Sequence[Path] | None = None,
+        sources: Sequence[Path | SourceFile] | None = None,
         *,
         alerted: bool = False,
     ) -> str:

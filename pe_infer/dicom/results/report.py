@@ -22,10 +22,11 @@ from pe_infer.dicom.results.outcome import (
     ResultObject,
     Unjudged,
 )
-from pe_infer.dicom.results.sources import SourceInstance
+from pe_infer.dicom.results.sources import reference_to
+from pe_infer.dicom.source_file import SourceFile
 from pe_infer.result import CodedConcept, NotProcessed, StudyResult
 
-Image = tuple[SourceInstance, int | None]  # and the frame of a multi-frame instance
+Image = tuple[SourceFile, int | None]  # and the frame of a multi-frame instance
 
 _LIBRARY_PLACE: Final = -1  # before the measurements
 
@@ -180,7 +181,7 @@ def _not_processed(meaning: str, reason: NotProcessed) -> str:
     return f"{meaning}: NOT PROCESSED, neither present nor absent. {reason.message} ({reason.code})"
 
 
-def _source_image(instance: SourceInstance, frame: int | None) -> sr.SourceImageForMeasurementGroup:
+def _source_image(instance: SourceFile, frame: int | None) -> sr.SourceImageForMeasurementGroup:
     return sr.SourceImageForMeasurementGroup(
         referenced_sop_class_uid=instance.sop_class_uid,
         referenced_sop_instance_uid=instance.sop_instance_uid,
@@ -203,7 +204,7 @@ def _image_library(envelope: Envelope) -> Dataset:
         entries.append(frame)
     for instance in envelope.sources.instances:
         image = _item("CONTAINS", "IMAGE")
-        image.ReferencedSOPSequence = [instance.reference()]
+        image.ReferencedSOPSequence = [reference_to(instance)]
         entries.append(image)
     group.ContentSequence = entries
     library = _container(codes.IMAGE_LIBRARY)

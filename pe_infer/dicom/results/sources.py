@@ -9,12 +9,11 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage
 
-from pe_infer.dicom.attributes import Attributes
-from pe_infer.dicom.headers import check_ct_slice, image_headers, is_lossy
-from pe_infer.dicom.reading import Quiet, read_header, stated_transfer_syntax
-from pe_infer.errors import Code, ConfigurationError, DicomError, InputError
+from pe_infer.dicom.reading import Quiet
+from pe_infer.dicom.source_file import SourceFile, read_source_file
+from pe_infer.errors import Code, ConfigurationError, DicomError
 
 UTF_8 = "ISO_IR 192"
 
@@ -57,32 +56,6 @@ _DEIDENTIFICATION = ("DeidentificationMethod", "DeidentificationMethodCodeSequen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SourceInstance:
-    """One instance of the series.
-
-    Attributes:
-        path: File.
-        header: Attributes of ``reading.HEADER_KEYWORDS``.
-        sop_class_uid: SOPClassUID.
-        sop_instance_uid: SOPInstanceUID.
-    """
-
-    path: Path
-    header: Dataset
-    sop_class_uid: str
-    sop_instance_uid: str
-
-    def reference(self, frame_number: int | None = None) -> Dataset:
-        """Return an item that references this instance, or one frame of it."""
-        item = Dataset()
-        item.ReferencedSOPClassUID = self.sop_class_uid
-        item.ReferencedSOPInstanceUID = self.sop_instance_uid
-        if frame_number is not None:
-            item.ReferencedFrameNumber = frame_number
-        return item
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceSeries:
     """The series that was judged.
 
@@ -102,9 +75,9 @@ class SourceSeries:
     body_part_examined: str | None
     lossy: bool
     patient_and_study: Dataset
-    instances: tuple[SourceInstance, ...]
+    instances: tuple[SourceFile, ...]
 
-    def find(self, sop_instance_uid: str) -> SourceInstance:
+    def find(self, sop_instance_uid: str) -> SourceFile:
         """Return the instance with this UID.
 
         Raises:
@@ -118,38 +91,34 @@ class SourceSeries:
             "result names. Give all files of the series that was judged."
         )
 
-    def nearest(self, position_mm: float) -> tuple[SourceInstance, int | None] | None:
+    def nearest(self, position_mm: float) -> tuple[SourceFile, int | None] | None:
         """Return the image nearest to a position along the slice normal, and its frame.
 
         ``None`` if no instance says where it lies.
         """
-        best: tuple[float, SourceInstance, int | None] | None = None
+        best: tuple[float, SourceFile, int | None] | None = None
         for instance in self.instances:
-            try:
-                headers = image_headers(instance.header, str(instance.path))
-            except InputError:
-                continue
-            for header in headers:
-                distance = abs(header.geometry.position_mm - position_mm)
+            for index, own_mm in enumerate(instance.positions_mm):
+                distance = abs(own_mm - position_mm)
                 if best is None or distance < best[0]:
-                    best = (distance, instance, header.frame_number)
+                    best = (distance, instance, instance.frame_number(index))
         return None if best is None else best[1:]
 
-    def evidence(self, instances: Sequence[SourceInstance]) -> Dataset:
+    def evidence(self, instances: Sequence[SourceFile]) -> Dataset:
         """Return an item of CurrentRequestedProcedureEvidenceSequence (PS3.3 C.17.2)."""
         item = Dataset()
         item.StudyInstanceUID = self.study_instance_uid
         item.ReferencedSeriesSequence = [self.references(instances, "ReferencedSOPSequence")]
         return item
 
-    def references(self, instances: Sequence[SourceInstance], keyword: str) -> Dataset:
+    def references(self, instances: Sequence[SourceFile], keyword: str) -> Dataset:
         """Return an item that references instances of this series in a sequence ``keyword``."""
         item = Dataset()
         item.SeriesInstanceUID = self.series_instance_uid
-        setattr(item, keyword, [instance.reference() for instance in instances])
+        setattr(item, keyword, [reference_to(instance) for instance in instances])
         return item
 
-    def stand_in(self, instance: SourceInstance) -> Dataset:
+    def stand_in(self, instance: SourceFile) -> Dataset:
         """Return what highdicom may see of an image: nothing of the patient.
 
         It logs names and UIDs, and refuses values that scanners do write. The attributes of patient
@@ -169,18 +138,30 @@ class SourceSeries:
         return dataset
 
 
+def reference_to(instance: SourceFile, frame_number: int | None = None) -> Dataset:
+    """Return an item that references an instance, or one frame of it."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = instance.sop_class_uid
+    item.ReferencedSOPInstanceUID = instance.sop_instance_uid
+    if frame_number is not None:
+        item.ReferencedFrameNumber = frame_number
+    return item
+
+
 @Quiet()
 def read_sources(
-    paths: Sequence[Path],
+    sources: Sequence[Path | SourceFile],
     *,
     study_instance_uid: str,
     series_instance_uid: str,
     skip_unreadable: bool,
 ) -> SourceSeries:
-    """Read the headers of a series.
+    """Collect a series.
+
+    Of files that are described already, one is read: its first, for patient and study.
 
     Args:
-        paths: Its files, in any order.
+        sources: Its files, in any order.
         study_instance_uid: The study that they should be of.
         series_instance_uid: The series that they should be of.
         skip_unreadable: Whether a file that is no DICOM is left out, as long as others remain.
@@ -189,11 +170,12 @@ def read_sources(
         ConfigurationError: There is no file, or one is of another study or series.
         DicomError: A file cannot be read.
     """
-    found: dict[str, SourceInstance] = {}
+    found: dict[str, SourceFile] = {}
     refusal: DicomError | None = None
-    for path in sorted(paths):
+    for source in sorted(sources, key=_path_of):
         try:
-            instance = _instance(path, study_instance_uid, series_instance_uid)
+            instance = source if isinstance(source, SourceFile) else read_source_file(source)
+            _check_series(instance, study_instance_uid, series_instance_uid)
         except DicomError as exc:
             if not skip_unreadable:
                 raise
@@ -205,55 +187,43 @@ def read_sources(
             "no source files were given, expected those of the series that was judged"
         )
     instances = sorted(found.values(), key=_order)
-    instances = [i for i in instances if _is_ct_slice(i)] or instances
-    first = Attributes(instances[0].header, str(instances[0].path))
+    instances = [i for i in instances if i.ct_slice] or instances
+    first = instances[0]
     return SourceSeries(
         study_instance_uid=study_instance_uid,
         series_instance_uid=series_instance_uid,
-        frame_of_reference_uid=first.text("FrameOfReferenceUID"),
-        body_part_examined=_code_string(first.text("BodyPartExamined")),
-        lossy=any(_is_lossy(instance) for instance in instances),
-        patient_and_study=_patient_and_study(instances[0].path),
+        frame_of_reference_uid=first.frame_of_reference_uid,
+        body_part_examined=_code_string(first.body_part_examined),
+        lossy=any(instance.lossy for instance in instances),
+        patient_and_study=_patient_and_study(first.path),
         instances=tuple(instances),
     )
 
 
-def _instance(path: Path, study_instance_uid: str, series_instance_uid: str) -> SourceInstance:
-    header = read_header(path)
-    a = Attributes(header, str(path))
-    for keyword, expected in (
-        ("StudyInstanceUID", study_instance_uid),
-        ("SeriesInstanceUID", series_instance_uid),
+def _path_of(source: Path | SourceFile) -> Path:
+    return source.path if isinstance(source, SourceFile) else source
+
+
+def _check_series(instance: SourceFile, study_instance_uid: str, series_instance_uid: str) -> None:
+    for keyword, stated, expected in (
+        ("StudyInstanceUID", instance.study_instance_uid, study_instance_uid),
+        ("SeriesInstanceUID", instance.series_instance_uid, series_instance_uid),
     ):
-        if a.required_text(keyword) != expected:
-            raise ConfigurationError(
-                f"{path}: {keyword} is not that of the outcome. Give the files of the series that "
-                "was judged."
+        if not stated:
+            raise DicomError(
+                f"{instance.path}: {keyword} is missing. Send the image again from the scanner or "
+                "the archive.",
+                code=Code.MISSING_ATTRIBUTE,
             )
-    return SourceInstance(
-        path=path,
-        header=header,
-        sop_class_uid=a.required_text("SOPClassUID"),
-        sop_instance_uid=a.required_text("SOPInstanceUID"),
-    )
+        if stated != expected:
+            raise ConfigurationError(
+                f"{instance.path}: {keyword} is not that of the outcome. Give the files of the "
+                "series that was judged."
+            )
 
 
-def _order(instance: SourceInstance) -> tuple[int, str]:
-    number = Attributes(instance.header, str(instance.path)).harmless_whole("InstanceNumber")
-    return (number or 0, instance.sop_instance_uid)
-
-
-def _is_ct_slice(instance: SourceInstance) -> bool:
-    try:
-        check_ct_slice(instance.header, str(instance.path))
-    except DicomError:
-        return False
-    return True
-
-
-def _is_lossy(instance: SourceInstance) -> bool:
-    declared = Attributes(instance.header, str(instance.path)).text("LossyImageCompression")
-    return is_lossy(stated_transfer_syntax(instance.header) or ExplicitVRLittleEndian, declared)
+def _order(instance: SourceFile) -> tuple[int, str]:
+    return (instance.instance_number or 0, instance.sop_instance_uid)
 
 
 def _code_string(text: str | None) -> str | None:
