@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pydicom.uid import UID, Comprehensive3DSRStorage
 from pe_infer.dicom.results import Outcome, ResultObject, write_results
 from pe_infer.dicom.results.envelope import write_bytes
 from pe_infer.errors import ConfigurationError
-from pe_infer.result import StudyResult
+from pe_infer.result import OperatingPoint, StudyResult
 
 POSITIVE = ["report", "key_image", "key_image", "key_image", "key_object_selection", "attention"]
 OUTCOMES: dict[str, Outcome] = {
@@ -136,6 +137,44 @@ def test_the_report_says_what_was_found(
     provisional = name == "alert"
     assert document.PreliminaryFlag == ("PRELIMINARY" if provisional else "FINAL")
     assert document.CompletionFlag == ("PARTIAL" if provisional else "COMPLETE")
+
+
+@pytest.mark.parametrize(
+    ("probability", "percent", "words"),
+    [
+        (0.9996, "99.96", "Probability 0.9996, threshold 0.9997 (balanced)"),
+        (1 - 2.0**-53, "99.9999", "Probability 0.999999, threshold 0.9997 (balanced)"),
+        (0.0004, "0.04", "Probability 0.0004, threshold 0.9997 (balanced)"),
+        (1e-40, "0.0001", "Probability 0.000001, threshold 0.9997 (balanced)"),
+        (1.0, "100.0", "Probability 1.000, threshold 0.9997 (balanced)"),
+        (0.0, "0.0", "Probability 0.000, threshold 0.9997 (balanced)"),
+    ],
+)
+def test_what_is_almost_certain_is_not_said_to_be_certain(
+    probability: float, percent: str, words: str, sources: list[Path], tmp_path: Path
+) -> None:
+    point = OperatingPoint(name="balanced", threshold=0.9997)
+    update = {"probability": probability, "operating_point": point}
+    made = write_results(
+        outcomes.result(positive=False).model_copy(update=update),
+        sources,
+        tmp_path / "x",
+        made_at=outcomes.MADE_AT,
+    )
+    document = report(made)
+    assert value(document, "Certainty of Finding") == percent
+    assert words in texts(document)
+    parameters = [item.TextValue for item in named(document, "Algorithm Parameters")]
+    assert "operating point: balanced, threshold 99.97 %" in parameters
+
+
+def test_an_alert_that_is_almost_certain_is_not_said_to_be_certain(
+    sources: list[Path], tmp_path: Path
+) -> None:
+    alert = replace(outcomes.alert(), probability=0.99996)
+    document = report(write_results(alert, sources, tmp_path / "x", made_at=outcomes.MADE_AT))
+    assert value(document, "Certainty of Finding") == "99.996"
+    assert "probability of this part of the series, 0.99996." in texts(document)
 
 
 def test_an_alert_is_called_provisional_and_gives_no_verdict(
@@ -377,7 +416,7 @@ def test_a_result_without_attention_has_key_images_of_the_likeliest_slabs(
     document = report(made)
     assert "highest probabilities" in texts(document)
     key = pydicom.dcmread(made[1].path)
-    assert "probability 0.82, number 1 of 10 slabs; window C 100 W 700 HU; no attention" in (
+    assert "probability 0.820, number 1 of 10 slabs; window C 100 W 700 HU; no attention" in (
         key.DerivationDescription
     )
     images = named(document, "Source of Measurement")
