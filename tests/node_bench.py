@@ -5,7 +5,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Self
 import pydicom
 import pytest
 from strategies import study
+from toy_bundles import make
 
 from pe_infer import Detector
 from pe_infer.dicom import write_series
@@ -245,3 +246,31 @@ class Bench:
     def objects_of(self, parcel: Parcel) -> list[str]:
         contents = read_contents(self.parcels_folder / parcel.folder)
         return [stored.sop_instance_uid for stored in contents.objects]
+
+
+def toy_detector(folder: Path, **changes: Any) -> Detector:
+    """The toy bundle, with other entries in its manifest."""
+    bundle = make(folder / "bundle", **changes)
+    return Detector(bundle, engine="onnxruntime", precision="float32", cache_dir=None)
+
+
+def alerting(folder: Path, *, threshold: float) -> Detector:
+    """It alerts at the first slab, and finds everything beyond the threshold positive."""
+    return toy_detector(
+        folder,
+        provisional_alert={"slab_probability": 0.01, "consecutive": 1},
+        operating_points=[{"name": "balanced", "threshold": threshold}],
+    )
+
+
+def plain_detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
+    """A fixture."""
+    with toy_detector(tmp_path_factory.mktemp("toy")) as made:
+        yield made
+
+
+def running_bench(tmp_path: Path, detector: Detector) -> Iterator[Bench]:
+    """A fixture: the studies have started."""
+    with Bench(tmp_path / "state", {"toy": detector}) as made:
+        made.studies.start()
+        yield made

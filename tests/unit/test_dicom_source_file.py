@@ -10,15 +10,9 @@ import pytest
 from dicom_files import changed, ct_dataset, save
 
 from pe_infer.dicom import SourceFile, convert, open_series
-from pe_infer.dicom.results import Outcome, ResultObject, write_results
+from pe_infer.dicom.results import ResultObject, write_results
 from pe_infer.errors import Code, ConfigurationError, DicomError
 
-OUTCOMES: dict[str, Outcome] = {
-    "positive": outcomes.result(),
-    "negative": outcomes.result(positive=False),
-    "unjudged": outcomes.unjudged(),
-    "alert": outcomes.alert(),
-}
 MOST_BYTES = 2048
 
 
@@ -31,7 +25,7 @@ def contents(objects: list[ResultObject]) -> list[tuple[str, bytes]]:
     return [(item.path.name, item.path.read_bytes()) for item in objects]
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", outcomes.OUTCOMES)
 def test_conversions_give_the_objects_of_their_files(name: str, tmp_path: Path) -> None:
     paths = outcomes.write(tmp_path / "source")
     given = {
@@ -42,7 +36,9 @@ def test_conversions_give_the_objects_of_their_files(name: str, tmp_path: Path) 
     }
     made = {
         how: contents(
-            write_results(OUTCOMES[name], sources, tmp_path / how, made_at=outcomes.MADE_AT)
+            write_results(
+                outcomes.OUTCOMES[name], sources, tmp_path / how, made_at=outcomes.MADE_AT
+            )
         )
         for how, sources in given.items()
     }
@@ -71,10 +67,15 @@ def test_an_alert_finds_its_frame(tmp_path: Path) -> None:
 def test_of_converted_files_only_the_first_is_read_again(name: str, tmp_path: Path) -> None:
     paths = outcomes.write(tmp_path / "source")
     sources, at = converted(paths), outcomes.MADE_AT
-    expected = contents(write_results(OUTCOMES[name], paths, tmp_path / "whole", made_at=at))
+    expected = contents(
+        write_results(outcomes.OUTCOMES[name], paths, tmp_path / "whole", made_at=at)
+    )
     for path in paths[1:]:
         path.unlink()
-    assert contents(write_results(OUTCOMES[name], sources, tmp_path / "x", made_at=at)) == expected
+    assert (
+        contents(write_results(outcomes.OUTCOMES[name], sources, tmp_path / "x", made_at=at))
+        == expected
+    )
 
 
 def test_a_data_set_is_no_file() -> None:

@@ -21,30 +21,8 @@ from pe_infer.errors import ConfigurationError
 from pe_infer.result import OperatingPoint, StudyResult
 
 POSITIVE = ["report", "key_image", "key_image", "key_image", "key_object_selection", "attention"]
-OUTCOMES: dict[str, Outcome] = {
-    "positive": outcomes.result(),
-    "negative": outcomes.result(positive=False),
-    "not_processed": outcomes.result(positive=None),
-    "unjudged": outcomes.unjudged(),
-    "alert": outcomes.alert(),
-}
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return outcomes.write(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def written(
-    sources: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[ResultObject]]:
-    return {
-        name: write_results(
-            outcome, sources, tmp_path_factory.mktemp(name), made_at=outcomes.MADE_AT
-        )
-        for name, outcome in OUTCOMES.items()
-    }
+sources = pytest.fixture(scope="module")(outcomes.made_sources)
+written = pytest.fixture(scope="module")(outcomes.made_objects)
 
 
 def items(dataset: Dataset) -> Iterator[Dataset]:
@@ -220,7 +198,7 @@ def test_the_report_points_at_the_slices(
     assert [i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for i in key] == [uids[5]]
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", outcomes.OUTCOMES)
 def test_objects_are_of_the_study_and_say_what_made_them(
     name: str, written: dict[str, list[ResultObject]]
 ) -> None:
@@ -258,12 +236,14 @@ def test_series_hold_one_kind_and_one_instance_number_each(
     assert len({(d.SeriesInstanceUID, d.InstanceNumber) for d in datasets}) == 6
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", outcomes.OUTCOMES)
 def test_the_same_outcome_gives_the_same_bytes(
     name: str, written: dict[str, list[ResultObject]], sources: list[Path], tmp_path: Path
 ) -> None:
     shuffled = random.Random(1).sample(sources, len(sources))
-    again = write_results(OUTCOMES[name], shuffled, tmp_path / "x", made_at=outcomes.MADE_AT)
+    again = write_results(
+        outcomes.OUTCOMES[name], shuffled, tmp_path / "x", made_at=outcomes.MADE_AT
+    )
     assert [item.path.read_bytes() for item in again] == [
         item.path.read_bytes() for item in written[name]
     ]
