@@ -20,7 +20,7 @@ from pe_infer.errors import DicomError, InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """One instance of a series. Some 1 kB; what instances have in common is held once.
+    """One instance of a series. Some 0.8 kB; what instances have in common is held once.
 
     Attributes:
         path: File.

@@ -80,6 +80,13 @@ def test_dciodvfy_finds_no_error_without_body_part_site_and_attention(tmp_path: 
     check(write_results(result, files, tmp_path / "objects", made_at=outcomes.MADE_AT))
 
 
+def test_dciodvfy_finds_no_error_for_a_body_part_of_a_pair(tmp_path: Path) -> None:
+    images = outcomes.renamed(outcomes.slices(), body_part_examined="LUNG")
+    files = outcomes.write(tmp_path / "source", images)
+    result = outcomes.result(images)
+    check(write_results(result, files, tmp_path / "objects", made_at=outcomes.MADE_AT))
+
+
 def test_dciodvfy_finds_no_error_for_an_enhanced_image(tmp_path: Path) -> None:
     files, result = outcomes.multi_frame(tmp_path / "source")
     check(write_results(result, files, tmp_path / "objects", made_at=outcomes.MADE_AT))

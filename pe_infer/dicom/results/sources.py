@@ -11,7 +11,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage
 
-from pe_infer.dicom.reading import Quiet
+from pe_infer.dicom.attributes import Attributes
+from pe_infer.dicom.reading import Quiet, uid_of
 from pe_infer.dicom.source_file import SourceFile, read_source_file
 from pe_infer.errors import Code, ConfigurationError, DicomError
 
@@ -62,10 +63,10 @@ class SourceSeries:
     Attributes:
         study_instance_uid: Its study.
         series_instance_uid: Its UID.
-        frame_of_reference_uid: Its frame of reference, ``None`` if it does not say.
+        frame_of_reference_uid: Its frame of reference, ``None`` if it states no valid UID.
         body_part_examined: As it says, if that is a valid code string.
         lossy: Whether an image of it has ever been compressed with loss.
-        patient_and_study: Attributes of these modules, in UTF-8.
+        patient_and_study: Attributes of these modules, in UTF-8; none that are private.
         instances: By InstanceNumber. Localizers and the like are left out where there are slices.
     """
 
@@ -192,10 +193,10 @@ def read_sources(
     return SourceSeries(
         study_instance_uid=study_instance_uid,
         series_instance_uid=series_instance_uid,
-        frame_of_reference_uid=first.frame_of_reference_uid,
+        frame_of_reference_uid=_valid_uid(first.frame_of_reference_uid),
         body_part_examined=_code_string(first.body_part_examined),
         lossy=any(instance.lossy for instance in instances),
-        patient_and_study=_patient_and_study(first.path),
+        patient_and_study=_patient_and_study(first),
         instances=tuple(instances),
     )
 
@@ -234,15 +235,20 @@ def _code_string(text: str | None) -> str | None:
     return text if allowed else None
 
 
-def _patient_and_study(path: Path) -> Dataset:
+def _valid_uid(text: str | None) -> str | None:
+    return text if text is not None and uid_of(text).is_valid else None
+
+
+def _patient_and_study(instance: SourceFile) -> Dataset:
     """Return the attributes of patient and study, without those that cannot be written again."""
+    path = instance.path
     keywords = (*REQUIRED_KEYWORDS, *OPTIONAL_KEYWORDS)
     try:
         source = pydicom.dcmread(
             path,
             force=True,
             stop_before_pixels=True,
-            specific_tags=["SpecificCharacterSet", *keywords],
+            specific_tags=["SpecificCharacterSet", "SOPInstanceUID", *keywords],
         )
     except Exception as exc:  # noqa: BLE001  damaged files raise almost anything
         # Without what pydicom says of it, which may quote a value.
@@ -251,6 +257,12 @@ def _patient_and_study(path: Path) -> Dataset:
             "again from the scanner or the archive.",
             code=Code.UNREADABLE_FILE,
         ) from None
+    if Attributes(source, str(path)).text("SOPInstanceUID") != instance.sop_instance_uid:
+        raise DicomError(
+            f"{path}: holds another image than before, perhaps of another patient. Do not change "
+            "files while they are read.",
+            code=Code.UNREADABLE_FILE,
+        )
     kept = Dataset()
     for keyword in keywords:
         if keyword in REQUIRED_KEYWORDS:
@@ -265,6 +277,7 @@ def _patient_and_study(path: Path) -> Dataset:
             kept.add(element)
     if not any(keyword in kept for keyword in _DEIDENTIFICATION):
         kept.pop("PatientIdentityRemoved", None)  # which may not be said without saying how
+    kept.remove_private_tags()  # within items, which are copied whole
     return kept
 
 
