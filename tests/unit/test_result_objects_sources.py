@@ -167,6 +167,28 @@ def test_the_side_of_what_may_be_one_of_a_pair_is_not_known(
             assert dataset.get("Laterality", "") == ""
 
 
+TRIAL = {"ClinicalTrialSponsorName": "A", "ClinicalTrialProtocolID": "B"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ({**TRIAL, "ClinicalTrialSubjectID": "C"}, True),
+        ({**TRIAL, "ClinicalTrialSubjectReadingID": "C"}, True),
+        (TRIAL, False),
+        ({"ClinicalTrialSubjectID": "C"}, False),
+    ],
+)
+def test_a_clinical_trial_is_said_as_a_whole_or_not_at_all(
+    stated: dict[str, str], kept: bool, tmp_path: Path
+) -> None:
+    dataset = pydicom.dcmread(written(tmp_path, altered(tmp_path / "s", setting(**stated)))[0].path)
+    required = {"ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName"}
+    found = {keyword for keyword in dataset.dir() if keyword.startswith("ClinicalTrial")}
+    assert found == ({*stated, *required} if kept else set())
+    assert all(dataset[keyword].value == stated.get(keyword, "") for keyword in found)
+
+
 def test_a_frame_of_reference_that_is_no_uid_is_none(tmp_path: Path) -> None:
     sources = altered(tmp_path / "source", setting(FrameOfReferenceUID="not a UID"))
     made = written(tmp_path, sources)

@@ -116,9 +116,11 @@ def _write(
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     dataset.SourceImageSequence = [source]
     envelope.complete_image(dataset)
-    spacing = (image.geometry.row_spacing_mm, image.geometry.col_spacing_mm)
-    if spacing[0] != spacing[1]:
-        dataset.PixelAspectRatio = [round(1000 * mm) for mm in spacing]
+    spacing_um = [
+        round(1000 * mm) for mm in (image.geometry.row_spacing_mm, image.geometry.col_spacing_mm)
+    ]
+    if spacing_um[0] != spacing_um[1]:  # a ratio of 1:1 may not be said
+        dataset.PixelAspectRatio = spacing_um
     return envelope.write(
         dataset,
         "key_image",

@@ -53,6 +53,11 @@ OPTIONAL_KEYWORDS = (
     "PatientWeight",
     "TimezoneOffsetFromUTC",  # what the times of the study are in
 )
+# Clinical Trial Subject module (PS3.3 C.7.1.3): it is there as a whole or not at all.
+_TRIAL = tuple(keyword for keyword in OPTIONAL_KEYWORDS if keyword.startswith("ClinicalTrial"))
+_TRIAL_STATED = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")  # type 1
+_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # one of them
+_TRIAL_PRESENT = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
 _DEIDENTIFICATION = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
 
 
@@ -277,8 +282,23 @@ def _patient_and_study(instance: SourceFile) -> Dataset:
             kept.add(element)
     if not any(keyword in kept for keyword in _DEIDENTIFICATION):
         kept.pop("PatientIdentityRemoved", None)  # which may not be said without saying how
+    _complete_trial(kept)
     kept.remove_private_tags()  # within items, which are copied whole
     return kept
+
+
+def _complete_trial(dataset: Dataset) -> None:
+    """Remove a Clinical Trial Subject module that does not name trial and subject."""
+    if not any(keyword in dataset for keyword in _TRIAL):
+        return
+    named = all(keyword in dataset for keyword in _TRIAL_STATED)
+    if named and any(keyword in dataset for keyword in _TRIAL_SUBJECT):
+        for keyword in _TRIAL_PRESENT:
+            if keyword not in dataset:
+                setattr(dataset, keyword, "")
+    else:
+        for keyword in _TRIAL:
+            dataset.pop(keyword, None)
 
 
 def _in_utf_8(source: Dataset, keyword: str) -> DataElement:
