@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 SCHEMA_VERSION: Final = 1
+_MOST_DECIMALS: Final = 6
 
 
 class Flag(StrEnum):
@@ -103,6 +104,41 @@ class Update:
     running_maximum: float | None
     covered_mm: float
     provisional_alert: bool
+
+
+def shown_probability(probability: float, decimals: int = 3) -> float:
+    """Round a probability for people: never to 0 or 1 what is not.
+
+    Args:
+        probability: Within [0, 1].
+        decimals: Of most values. Those near 0 and 1 have more, up to six.
+    """
+    if not 0.0 < probability < 1.0:
+        return probability
+    most = 10.0**-_MOST_DECIMALS
+    inner = min(max(probability, most), 1.0 - most)
+    rounded = (round(inner, digits) for digits in range(decimals, _MOST_DECIMALS))
+    return next((value for value in rounded if 0.0 < value < 1.0), round(inner, _MOST_DECIMALS))
+
+
+def probability_text(probability: float, decimals: int = 3) -> str:
+    """Write `shown_probability`, such as 0.971, 0.9996 or 0.000001."""
+    return _with_decimals(shown_probability(probability, decimals), decimals)
+
+
+def shown_percent(probability: float) -> float:
+    """Round a probability, in percent: never to 0 or 100 what is not."""
+    return round(100 * shown_probability(probability), _MOST_DECIMALS - 2)
+
+
+def percent_text(probability: float) -> str:
+    """Write `shown_percent`, such as 97.1 % or 99.96 %."""
+    return f"{_with_decimals(shown_percent(probability), 1)} %"
+
+
+def _with_decimals(value: float, least: int) -> str:
+    whole, _, fraction = f"{value:.{_MOST_DECIMALS}f}".partition(".")
+    return f"{whole}.{fraction[:least]}{fraction[least:].rstrip('0')}"
 
 
 def _nested(values: NDArray[np.float32]) -> list[list[float]]:

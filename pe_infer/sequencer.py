@@ -254,7 +254,11 @@ class Sequencer:
                 )
             )
         counted = (
-            (Flag.OUT_OF_ORDER, self._rewinds, "time(s) a slice came behind the frontier"),
+            (
+                Flag.OUT_OF_ORDER,
+                self._rewinds,
+                "time(s) slices came late, out of their order: what they change was judged again",
+            ),
             (Flag.DUPLICATE_IGNORED, self._duplicates, "duplicate slice(s) were ignored"),
             (
                 Flag.POSITION_CHOSEN,

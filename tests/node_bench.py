@@ -5,7 +5,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Self
 import pydicom
 import pytest
 from strategies import study
+from toy_bundles import make
 
 from pe_infer import Detector
 from pe_infer.dicom import write_series
@@ -22,7 +23,7 @@ from pe_infer.geometry import SeriesInfo
 from pe_infer.node.entries import Instance, Parcel, SeriesEntry
 from pe_infer.node.inbox import Header, Inbox
 from pe_infer.node.ledger import Ledger
-from pe_infer.node.objects import Alert, Outcome, Unjudged
+from pe_infer.node.objects import Alert, Outcome, SourceFile, Unjudged
 from pe_infer.node.parcels import DOCUMENT, StoredObject, read_contents
 from pe_infer.node.settings import NodeSettings
 from pe_infer.node.studies import Studies
@@ -81,7 +82,7 @@ class FakeObjects:
     def __call__(
         self,
         outcome: Outcome,
-        sources: Sequence[Path],
+        sources: Sequence[Path | SourceFile],
         folder: Path,
         *,
         version: int = 1,
@@ -92,13 +93,14 @@ class FakeObjects:
         assert made_at.tzinfo is not None
         if self.failures:
             raise self.failures.pop(0)
-        assert all(path.is_file() for path in sources)
+        paths = [s.path if isinstance(s, SourceFile) else s for s in sources]
+        assert all(path.is_file() for path in paths)
         about = outcome if isinstance(outcome, Unjudged | Alert) else outcome.provenance
         identity = (about.series_instance_uid, about.bundle, version, isinstance(outcome, Alert))
         digest = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:16], 16)
         path = folder / "report.dcm"
         path.write_bytes(b"object")
-        self.written.append((outcome, [path.name for path in sources]))
+        self.written.append((outcome, [path.name for path in paths]))
         self.follows.append((version, supersedes, after_alert))
         return [
             StoredObject(
@@ -244,3 +246,31 @@ class Bench:
     def objects_of(self, parcel: Parcel) -> list[str]:
         contents = read_contents(self.parcels_folder / parcel.folder)
         return [stored.sop_instance_uid for stored in contents.objects]
+
+
+def toy_detector(folder: Path, **changes: Any) -> Detector:
+    """The toy bundle, with other entries in its manifest."""
+    bundle = make(folder / "bundle", **changes)
+    return Detector(bundle, engine="onnxruntime", precision="float32", cache_dir=None)
+
+
+def alerting(folder: Path, *, threshold: float) -> Detector:
+    """It alerts at the first slab, and finds everything beyond the threshold positive."""
+    return toy_detector(
+        folder,
+        provisional_alert={"slab_probability": 0.01, "consecutive": 1},
+        operating_points=[{"name": "balanced", "threshold": threshold}],
+    )
+
+
+def plain_detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
+    """A fixture."""
+    with toy_detector(tmp_path_factory.mktemp("toy")) as made:
+        yield made
+
+
+def running_bench(tmp_path: Path, detector: Detector) -> Iterator[Bench]:
+    """A fixture: the studies have started."""
+    with Bench(tmp_path / "state", {"toy": detector}) as made:
+        made.studies.start()
+        yield made

@@ -6,11 +6,12 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pytest
 from dicom_files import enhanced_dataset, save
 from pydicom.dataset import Dataset
 
 from pe_infer.dicom import slices_of, write_series
-from pe_infer.dicom.results import Alert, Unjudged
+from pe_infer.dicom.results import Alert, Outcome, ResultObject, Unjudged, write_results
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry, Vector
 from pe_infer.result import (
     Attention,
@@ -201,6 +202,30 @@ def alert() -> Alert:
         bundle_hash=HASH,
         intended_use=INTENDED_USE,
     )
+
+
+OUTCOMES: dict[str, Outcome] = {
+    "positive": result(),
+    "negative": result(positive=False),
+    "not_processed": result(positive=None),
+    "unjudged": unjudged(),
+    "alert": alert(),
+}
+
+
+def made_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A fixture: the files of the series."""
+    return write(tmp_path_factory.mktemp("source"))
+
+
+def made_objects(
+    sources: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[ResultObject]]:
+    """A fixture: the objects of every outcome."""
+    return {
+        name: write_results(outcome, sources, tmp_path_factory.mktemp(name), made_at=MADE_AT)
+        for name, outcome in OUTCOMES.items()
+    }
 
 
 def of_other_weights(outcome: StudyResult) -> StudyResult:

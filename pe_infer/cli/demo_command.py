@@ -15,7 +15,7 @@ from pe_infer.cli.phantom_command import usual_spacing
 from pe_infer.cli.verdict import NOT_PROCESSED, print_result, slice_meter
 from pe_infer.detector import Detector
 from pe_infer.engines.base import AUTO
-from pe_infer.result import StudyResult
+from pe_infer.result import StudyResult, probability_text
 from pe_infer.synthetic import phantom_for
 
 if TYPE_CHECKING:  # the phantom brings SciPy, which the other commands need not wait for
@@ -115,7 +115,7 @@ def _print_truth(
             [
                 (
                     f"{position_mm:.1f} mm",
-                    f"{probability:.3f}",
+                    probability_text(probability),
                     Text(f"{away_mm:.1f} mm", "green" if away_mm <= NEAR_MM else "yellow"),
                 )
                 for probability, position_mm, away_mm in looked[:_SHOWN]

@@ -183,9 +183,7 @@ def _check_empty(folder: Path) -> None:
 def _write_objects(result: StudyResult, study: Series, folder: Path, messages: Console) -> None:
     from pe_infer.dicom.results import write_results  # noqa: PLC0415  imports highdicom
 
-    paths = {r.instance.path for r in study.references if r.instance.path is not None}
-    now = datetime.now(UTC)
-    written = write_results(result, sorted(paths), folder, made_at=now)
+    written = write_results(result, study.source_files(), folder, made_at=datetime.now(UTC))
     names = ", ".join(item.path.name for item in written)
     messages.print(Text(f"DICOM objects in {folder}: {names}"))
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pe_infer.cli.layout import print_facts, print_table
-from pe_infer.result import CheckResult, StudyResult, Update
+from pe_infer.result import CheckResult, StudyResult, Update, probability_text
 
 NOT_PROCESSED: Final = 10  # exit code
 _SHOWN_SLABS: Final = 5
@@ -71,7 +71,7 @@ def slice_meter(console: Console, action: str) -> Iterator[Meter]:
 
 def describe_update(update: Update) -> str:
     """One line: how much was seen, and the highest slab probability so far."""
-    highest = "-" if update.running_maximum is None else f"{update.running_maximum:.2f}"
+    highest = "-" if update.running_maximum is None else probability_text(update.running_maximum, 2)
     alert = "  PROVISIONAL ALERT" if update.provisional_alert else ""
     seen = f"{update.slabs} slabs, {update.covered_mm:.0f} mm"
     return f"{seen}, highest slab probability {highest}{alert}"
@@ -85,11 +85,12 @@ def print_result(result: StudyResult, console: Console) -> None:
         console.print(Text(f"[{result.not_processed.code}] {result.not_processed.message}"))
     else:
         verdict, style = ("POSITIVE", "bold red") if result.positive else ("negative", "bold green")
+        assert result.probability is not None  # noqa: S101  as it was processed
         line = Text(f"{meaning}: ")
         line.append(verdict, style=style)
         line.append(
-            f"   probability {result.probability:.3f}, threshold "
-            f"{result.operating_point.threshold:.3f} "
+            f"   probability {probability_text(result.probability)}, threshold "
+            f"{probability_text(result.operating_point.threshold)} "
             f"({result.operating_point.name})"
         )
         console.print(line)
@@ -125,7 +126,7 @@ def _print_slabs(result: StudyResult, console: Console) -> None:
         [
             (
                 f"{slab.position_mm:.1f} mm",
-                f"{slab.probability:.3f}",
+                probability_text(slab.probability or 0.0),
                 "-"
                 if slab.attention is None
                 else "{:.0f}, {:.0f}, {:.0f} mm".format(*slab.attention.peak_mm),

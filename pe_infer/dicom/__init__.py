@@ -22,6 +22,7 @@ from pe_infer.dicom.opening import (
 )
 from pe_infer.dicom.scanning import Item, Source
 from pe_infer.dicom.selection import Refusal, SeriesSummary
+from pe_infer.dicom.source_file import SourceFile
 from pe_infer.dicom.writing import write_series
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "SeriesSummary",
     "SliceReference",
     "Source",
+    "SourceFile",
     "Survey",
     "convert",
     "file_head",

@@ -15,7 +15,8 @@ class CommitmentReport:
 
     Attributes:
         transaction_uid: Of the request.
-        committed: SOP instance UIDs that the other side will keep.
+        committed: SOP instance UIDs that the other side will keep: of those that it names as both,
+            none.
         failed: Those that it will not, with its failure reason (PS3.3 section C.14.1.1).
     """
 
@@ -45,16 +46,18 @@ def read_commitment_report(information: Dataset) -> CommitmentReport:
     """
     try:
         with Quiet():
+            failed = {
+                str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason") or 0)
+                for item in information.get("FailedSOPSequence") or ()
+            }
+            committed = {
+                str(item.ReferencedSOPInstanceUID)
+                for item in information.get("ReferencedSOPSequence") or ()
+            }
             return CommitmentReport(
                 transaction_uid=str(information.TransactionUID),
-                committed=frozenset(
-                    str(item.ReferencedSOPInstanceUID)
-                    for item in information.get("ReferencedSOPSequence") or ()
-                ),
-                failed={
-                    str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason") or 0)
-                    for item in information.get("FailedSOPSequence") or ()
-                },
+                committed=frozenset(committed - failed.keys()),
+                failed=failed,
             )
     except Exception as exc:  # what pydicom raises for damaged values is not documented
         raise DicomError(

@@ -11,6 +11,7 @@ from pe_infer.dicom.attributes import Attributes
 from pe_infer.dicom.headers import ImageHeader, image_headers
 from pe_infer.dicom.pixels import believable_padding, stored_values
 from pe_infer.dicom.reading import Quiet, read_image
+from pe_infer.dicom.source_file import SourceFile, source_file
 from pe_infer.errors import ConfigurationError
 from pe_infer.geometry import Slice
 from pe_infer.result import Flag, QualityFlag
@@ -26,10 +27,12 @@ class Conversion:
             frames.
         flags: What was tolerated about the instance by itself: lossy compression, prone or
             decubitus posture.
+        source: What result objects repeat of the file; ``None`` for a data set.
     """
 
     slices: tuple[Slice, ...]
     flags: tuple[QualityFlag, ...]
+    source: SourceFile | None
 
 
 @Quiet()
@@ -44,10 +47,12 @@ def convert(source: object) -> Conversion:
         DicomError: This is no CT slice, lacks an attribute, or cannot be decoded.
         GeometryError: It has no usable place in the patient.
     """
+    path: Path | None = None
     if isinstance(source, Dataset):
         dataset, name = source, dataset_name(source)
     elif isinstance(source, str | os.PathLike):
-        dataset, name = read_image(Path(source)), os.fspath(source)
+        path = Path(source)
+        dataset, name = read_image(path), os.fspath(source)
     else:
         raise ConfigurationError(
             f"cannot convert a {type(source).__name__}, expected a DICOM file or a pydicom Dataset"
@@ -56,6 +61,7 @@ def convert(source: object) -> Conversion:
     return Conversion(
         slices=tuple(slice_of(dataset, header) for header in headers),
         flags=tuple(flags_of(headers)),
+        source=None if path is None else source_file(dataset, path, headers),
     )
 
 

@@ -14,6 +14,7 @@ from pe_infer.dicom.headers import ImageHeader, check_ct_slice, image_headers
 from pe_infer.dicom.reading import Quiet, read_image, stated_transfer_syntax, uid_of
 from pe_infer.dicom.scanning import Instance, Scan, Source, scan
 from pe_infer.dicom.selection import Refusal, SeriesSummary, choose, ordered
+from pe_infer.dicom.source_file import SourceFile, source_file
 from pe_infer.errors import Code, DicomError, InputError, SeriesError
 from pe_infer.geometry import SeriesInfo, Slice, SliceGeometry
 from pe_infer.result import Flag, QualityFlag
@@ -122,6 +123,20 @@ class Series:
                 code=Code.UNREADABLE_FILE,
             )
         return [slice_of(dataset, reference.header)]
+
+    @Quiet()
+    def source_files(self) -> list[SourceFile]:
+        """Return what result objects repeat of the files; data sets are left out."""
+        by_instance: dict[Instance, list[ImageHeader]] = defaultdict(list)
+        for reference in self.references:
+            by_instance[reference.instance].append(reference.header)
+        return [
+            source_file(
+                instance.header, instance.path, sorted(headers, key=lambda h: h.frame_index)
+            )
+            for instance, headers in by_instance.items()
+            if instance.path is not None
+        ]
 
     def slices(self, *, descending: bool = False) -> Iterator[Slice]:
         """Decode all images, feet to head, or head to feet with ``descending``."""

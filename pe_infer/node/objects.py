@@ -5,12 +5,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from pe_infer.dicom import SourceFile
 from pe_infer.dicom.results import Alert, Outcome, ResultObject, Unjudged, warm_up, write_results
 
 __all__ = [
     "Alert",
     "Outcome",
     "ResultObject",
+    "SourceFile",
     "Unjudged",
     "WriteResults",
     "warm_up",
@@ -24,7 +26,7 @@ class WriteResults(Protocol):
     def __call__(
         self,
         outcome: Outcome,
-        sources: Sequence[Path],
+        sources: Sequence[Path | SourceFile],
         folder: Path,
         *,
         version: int = 1,

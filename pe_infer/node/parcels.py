@@ -13,7 +13,14 @@ from pe_infer.bundle import Bundle
 from pe_infer.errors import NodeError
 from pe_infer.node.durable import make_private_folder, write_folder
 from pe_infer.node.entries import Parcel, SeriesEntry
-from pe_infer.node.objects import Alert, Outcome, ResultObject, Unjudged, WriteResults
+from pe_infer.node.objects import (
+    Alert,
+    Outcome,
+    ResultObject,
+    SourceFile,
+    Unjudged,
+    WriteResults,
+)
 from pe_infer.result import NotProcessed, StudyResult
 
 DOCUMENT: Final = "document.json"
@@ -161,7 +168,7 @@ class Packer:
         self,
         subject: Subject,
         outcome: Outcome,
-        sources: Sequence[Path] | None,
+        sources: Sequence[Path | SourceFile] | None,
         *,
         alerted: bool = False,
     ) -> str:

@@ -106,7 +106,7 @@ class Study:
         self._decision = self._decided_before()
         self._stream: Stream | None = None
         self._held: tuple[int, dicom.Conversion] | None = None  # a slice that found the engine busy
-        self._converted: list[int] = []
+        self._converted: list[dicom.SourceFile] = []
         self._skipped: set[int] = set()
         self._uids: set[str] = set()
         self._passed = 0
@@ -168,13 +168,12 @@ class Study:
         """
         return bool(expected) and len(self._uids) == self._passed == expected
 
-    def sources(self) -> list[Path]:
-        """Files that the outcome is made of."""
-        converted = set(self._converted)
+    def sources(self) -> Sequence[Path | dicom.SourceFile]:
+        """Files that the outcome is made of; where no slice could be read, all but skipped ones."""
+        if self._converted:
+            return tuple(self._converted)
         taken = [i for i in self._setup.ledger.instances(self.entry.id) if i.id <= self.after]
-        used = [i for i in taken if i.id in converted]
-        unread = [i for i in taken if i.id not in self._skipped]
-        return [self._setup.inbox.path(instance) for instance in used or unread]
+        return [self._setup.inbox.path(i) for i in taken if i.id not in self._skipped]
 
     def take(self, instance: Instance) -> Taken:
         """Take the next slice.
@@ -272,7 +271,8 @@ class Study:
         except (InputError, ScopeError) as exc:
             self._refuse(exc)
         else:
-            self._converted.append(instance.id)
+            assert conversion.source is not None  # noqa: S101  as it comes from a file
+            self._converted.append(conversion.source)
         self._held = None
         return Taken.PASSED
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cli_runs
 import jsonschema
 import numpy as np
 import pytest
+from cli_runs import Cli, chest
 from rich.console import Console
 from strategies import REGULAR, body, study
 from toy_bundles import make
@@ -22,49 +24,11 @@ from pe_infer import errors, schemas
 from pe_infer.cli import app as command_line
 from pe_infer.cli import layout, pacing, phantom_command
 from pe_infer.dicom import write_series
-from pe_infer.geometry import Slice
 from pe_infer.result import result_schema
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run ``pe-infer`` with its own cache folder; keywords are more environment variables."""
-
-    def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pe_infer", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            env={
-                "XDG_CACHE_HOME": str(tmp_path / "cache"),
-                "PATH": "/usr/bin:/bin",
-                "COLUMNS": "120",
-                **variables,
-            },
-        )
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    gate = {"low_hu": -950.0, "high_hu": -500.0, "min_fraction": 0.2}
-    return make(tmp_path_factory.mktemp("cli") / "bundle", grid={"gate": gate}, min_slabs=2)
-
-
-def chest(images: list[Slice]) -> list[Slice]:
-    return [replace(i, series=replace(i.series, body_part_examined="CHEST")) for i in images]
-
-
-@pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("series")
-    write_series(chest(body(study(REGULAR), range(30_000, 70_001))), folder)
-    return folder
+cli = pytest.fixture(cli_runs.runner)
+bundle = pytest.fixture(scope="module")(cli_runs.toy_bundle)
+series = pytest.fixture(scope="module")(cli_runs.chest_series)
 
 
 def test_detect_prints_a_verdict(cli: Cli, bundle: Path, series: Path) -> None:

@@ -312,3 +312,19 @@ def test_a_delivery_to_a_destination_that_was_removed_can_still_be_committed(
     outbox = Outbox(settings, sending.ledger, sending.parcels, sending.watch)
     outbox.commitment(read_commitment_report(report_on(archive.requests[0])))
     assert sending.states() == ["done"]
+
+
+def test_what_is_said_to_have_failed_is_not_committed() -> None:
+    def item(uid: str) -> Dataset:
+        made = Dataset()
+        made.ReferencedSOPInstanceUID = uid
+        return made
+
+    report = Dataset()
+    report.TransactionUID = "2.25.1"
+    report.ReferencedSOPSequence = [item("2.25.2"), item("2.25.3")]
+    report.FailedSOPSequence = [item("2.25.3")]
+    report.FailedSOPSequence[0].FailureReason = 0x0110
+    found = read_commitment_report(report)
+    assert found.committed == {"2.25.2"}
+    assert found.failed == {"2.25.3": 0x0110}

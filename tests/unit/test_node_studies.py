@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import node_bench
 import pytest
 from node_bench import EVERY_4_MM, Bench, make_files, until
 from phantoms import coarse_phantom
-from toy_bundles import make
 
 from pe_infer import Detector, StudyResult
 from pe_infer.dicom import write_series
@@ -18,19 +18,8 @@ from pe_infer.node.objects import Unjudged
 from pe_infer.result import Flag
 from pe_infer.stream import Stream
 
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
-    folder = make(tmp_path_factory.mktemp("toy") / "bundle")
-    with Detector(folder, engine="onnxruntime", precision="float32", cache_dir=None) as made:
-        yield made
-
-
-@pytest.fixture
-def bench(tmp_path: Path, detector: Detector) -> Iterator[Bench]:
-    with Bench(tmp_path / "state", {"toy": detector}) as made:
-        made.studies.start()
-        yield made
+detector = pytest.fixture(scope="module")(node_bench.plain_detector)
+bench = pytest.fixture(node_bench.running_bench)
 
 
 def outcome(bench: Bench, index: int = -1) -> Any:
@@ -316,24 +305,15 @@ DESTINATIONS = [
 @pytest.fixture(scope="module")
 def alarming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
     """Alerts at the first slab, and finds everything positive."""
-    with alerting(tmp_path_factory.mktemp("toy") / "bundle", threshold=0.0) as made:
+    with node_bench.alerting(tmp_path_factory.mktemp("toy"), threshold=0.0) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def crying_wolf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
     """Alerts at the first slab, and finds everything negative."""
-    with alerting(tmp_path_factory.mktemp("toy") / "bundle", threshold=1.0) as made:
+    with node_bench.alerting(tmp_path_factory.mktemp("toy"), threshold=1.0) as made:
         yield made
-
-
-def alerting(folder: Path, *, threshold: float) -> Detector:
-    bundle = make(
-        folder,
-        provisional_alert={"slab_probability": 0.01, "consecutive": 1},
-        operating_points=[{"name": "balanced", "threshold": threshold}],
-    )
-    return Detector(bundle, engine="onnxruntime", precision="float32", cache_dir=None)
 
 
 def receivers(bench: Bench) -> dict[str, set[str]]:

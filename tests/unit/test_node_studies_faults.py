@@ -13,8 +13,7 @@ import pytest
 from dicom_files import changed, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from node_bench import DEADLINE_S, Bench, FakeObjects, make_files, until
-from toy_bundles import make
+from node_bench import DEADLINE_S, Bench, FakeObjects, alerting, make_files, until
 
 from pe_infer import Detector
 from pe_infer.dicom.results.envelope import write_bytes
@@ -33,12 +32,7 @@ class KilledError(BaseException):
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
     """Alerts at the first slab, and finds everything negative."""
-    folder = make(
-        tmp_path_factory.mktemp("toy") / "bundle",
-        provisional_alert={"slab_probability": 0.01, "consecutive": 1},
-        operating_points=[{"name": "balanced", "threshold": 1.0}],
-    )
-    with Detector(folder, engine="onnxruntime", precision="float32", cache_dir=None) as made:
+    with alerting(tmp_path_factory.mktemp("toy"), threshold=1.0) as made:
         yield made
 
 

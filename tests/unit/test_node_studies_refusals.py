@@ -2,10 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import node_bench
 import pydicom
 import pytest
 from dicom_files import changed, save
@@ -19,19 +19,8 @@ from pe_infer.node.entries import Parcel
 from pe_infer.node.objects import Unjudged
 from pe_infer.result import Flag
 
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
-    folder = make(tmp_path_factory.mktemp("toy") / "bundle")
-    with Detector(folder, engine="onnxruntime", precision="float32", cache_dir=None) as made:
-        yield made
-
-
-@pytest.fixture
-def bench(tmp_path: Path, detector: Detector) -> Iterator[Bench]:
-    with Bench(tmp_path / "state", {"toy": detector}) as made:
-        made.studies.start()
-        yield made
+detector = pytest.fixture(scope="module")(node_bench.plain_detector)
+bench = pytest.fixture(node_bench.running_bench)
 
 
 def altered(file: Path, **changes: object) -> Path:

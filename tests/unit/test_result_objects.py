@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,33 +18,11 @@ from pydicom.uid import UID, Comprehensive3DSRStorage
 from pe_infer.dicom.results import Outcome, ResultObject, write_results
 from pe_infer.dicom.results.envelope import write_bytes
 from pe_infer.errors import ConfigurationError
-from pe_infer.result import StudyResult
+from pe_infer.result import OperatingPoint, StudyResult
 
 POSITIVE = ["report", "key_image", "key_image", "key_image", "key_object_selection", "attention"]
-OUTCOMES: dict[str, Outcome] = {
-    "positive": outcomes.result(),
-    "negative": outcomes.result(positive=False),
-    "not_processed": outcomes.result(positive=None),
-    "unjudged": outcomes.unjudged(),
-    "alert": outcomes.alert(),
-}
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return outcomes.write(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def written(
-    sources: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[ResultObject]]:
-    return {
-        name: write_results(
-            outcome, sources, tmp_path_factory.mktemp(name), made_at=outcomes.MADE_AT
-        )
-        for name, outcome in OUTCOMES.items()
-    }
+sources = pytest.fixture(scope="module")(outcomes.made_sources)
+written = pytest.fixture(scope="module")(outcomes.made_objects)
 
 
 def items(dataset: Dataset) -> Iterator[Dataset]:
@@ -138,6 +117,44 @@ def test_the_report_says_what_was_found(
     assert document.CompletionFlag == ("PARTIAL" if provisional else "COMPLETE")
 
 
+@pytest.mark.parametrize(
+    ("probability", "percent", "words"),
+    [
+        (0.9996, "99.96", "Probability 0.9996, threshold 0.9997 (balanced)"),
+        (1 - 2.0**-53, "99.9999", "Probability 0.999999, threshold 0.9997 (balanced)"),
+        (0.0004, "0.04", "Probability 0.0004, threshold 0.9997 (balanced)"),
+        (1e-40, "0.0001", "Probability 0.000001, threshold 0.9997 (balanced)"),
+        (1.0, "100.0", "Probability 1.000, threshold 0.9997 (balanced)"),
+        (0.0, "0.0", "Probability 0.000, threshold 0.9997 (balanced)"),
+    ],
+)
+def test_what_is_almost_certain_is_not_said_to_be_certain(
+    probability: float, percent: str, words: str, sources: list[Path], tmp_path: Path
+) -> None:
+    point = OperatingPoint(name="balanced", threshold=0.9997)
+    update = {"probability": probability, "operating_point": point}
+    made = write_results(
+        outcomes.result(positive=False).model_copy(update=update),
+        sources,
+        tmp_path / "x",
+        made_at=outcomes.MADE_AT,
+    )
+    document = report(made)
+    assert value(document, "Certainty of Finding") == percent
+    assert words in texts(document)
+    parameters = [item.TextValue for item in named(document, "Algorithm Parameters")]
+    assert "operating point: balanced, threshold 99.97 %" in parameters
+
+
+def test_an_alert_that_is_almost_certain_is_not_said_to_be_certain(
+    sources: list[Path], tmp_path: Path
+) -> None:
+    alert = replace(outcomes.alert(), probability=0.99996)
+    document = report(write_results(alert, sources, tmp_path / "x", made_at=outcomes.MADE_AT))
+    assert value(document, "Certainty of Finding") == "99.996"
+    assert "probability of this part of the series, 0.99996." in texts(document)
+
+
 def test_an_alert_is_called_provisional_and_gives_no_verdict(
     written: dict[str, list[ResultObject]],
 ) -> None:
@@ -181,7 +198,7 @@ def test_the_report_points_at_the_slices(
     assert [i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for i in key] == [uids[5]]
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", outcomes.OUTCOMES)
 def test_objects_are_of_the_study_and_say_what_made_them(
     name: str, written: dict[str, list[ResultObject]]
 ) -> None:
@@ -219,12 +236,14 @@ def test_series_hold_one_kind_and_one_instance_number_each(
     assert len({(d.SeriesInstanceUID, d.InstanceNumber) for d in datasets}) == 6
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", outcomes.OUTCOMES)
 def test_the_same_outcome_gives_the_same_bytes(
     name: str, written: dict[str, list[ResultObject]], sources: list[Path], tmp_path: Path
 ) -> None:
     shuffled = random.Random(1).sample(sources, len(sources))
-    again = write_results(OUTCOMES[name], shuffled, tmp_path / "x", made_at=outcomes.MADE_AT)
+    again = write_results(
+        outcomes.OUTCOMES[name], shuffled, tmp_path / "x", made_at=outcomes.MADE_AT
+    )
     assert [item.path.read_bytes() for item in again] == [
         item.path.read_bytes() for item in written[name]
     ]
@@ -377,7 +396,7 @@ def test_a_result_without_attention_has_key_images_of_the_likeliest_slabs(
     document = report(made)
     assert "highest probabilities" in texts(document)
     key = pydicom.dcmread(made[1].path)
-    assert "probability 0.82, number 1 of 10 slabs; window C 100 W 700 HU; no attention" in (
+    assert "probability 0.820, number 1 of 10 slabs; window C 100 W 700 HU; no attention" in (
         key.DerivationDescription
     )
     images = named(document, "Source of Measurement")

@@ -2,52 +2,21 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cli_runs
 import pydicom
 import pytest
+from cli_runs import Cli, chest
 from strategies import REGULAR, body, study
-from toy_bundles import make
 
 from pe_infer.dicom import write_series
-from pe_infer.geometry import Slice
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 ENGINE = ("--engine", "onnxruntime")
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run ``pe-infer detect`` with its own cache folder."""
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pe_infer", "detect", *map(str, arguments)]
-        cache = str(tmp_path / "cache")
-        variables = {"XDG_CACHE_HOME": cache, "PATH": "/usr/bin:/bin", "COLUMNS": "120"}
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=120, env=variables
-        )
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    gate = {"low_hu": -950.0, "high_hu": -500.0, "min_fraction": 0.2}
-    return make(tmp_path_factory.mktemp("cli") / "bundle", grid={"gate": gate}, min_slabs=2)
-
-
-def chest(images: list[Slice]) -> list[Slice]:
-    return [replace(i, series=replace(i.series, body_part_examined="CHEST")) for i in images]
-
-
-@pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("series")
-    write_series(chest(body(study(REGULAR), range(30_000, 70_001))), folder)
-    return folder
+cli = pytest.fixture(cli_runs.runner)
+bundle = pytest.fixture(scope="module")(cli_runs.toy_bundle)
+series = pytest.fixture(scope="module")(cli_runs.chest_series)
 
 
 @pytest.mark.parametrize("pace", [(), ("--stream-rate", "5000")])
@@ -55,7 +24,7 @@ def test_objects_are_written_beside_the_verdict(
     pace: tuple[str, ...], cli: Cli, bundle: Path, series: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "objects"
-    done = cli(series, "--bundle", bundle, *ENGINE, "--dicom-out", out, *pace)
+    done = cli("detect", series, "--bundle", bundle, *ENGINE, "--dicom-out", out, *pace)
     assert done.returncode == 0, done.stderr
     report = pydicom.dcmread(out / "report.dcm")
     source = pydicom.dcmread(series / "00001.dcm")
@@ -72,7 +41,7 @@ def test_json_on_standard_output_stays_alone(
     cli: Cli, bundle: Path, series: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "objects"
-    done = cli(series, "--bundle", bundle, *ENGINE, "--dicom-out", out, "--json", "-")
+    done = cli("detect", series, "--bundle", bundle, *ENGINE, "--dicom-out", out, "--json", "-")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("{")
     assert "report.dcm" not in done.stdout
@@ -85,7 +54,7 @@ def test_a_study_that_was_not_processed_has_a_report(
     empty = tmp_path / "empty"
     write_series(chest(body(study(REGULAR), range(0))), empty)
     out = tmp_path / "objects"
-    done = cli(empty, "--bundle", bundle, *ENGINE, "--dicom-out", out)
+    done = cli("detect", empty, "--bundle", bundle, *ENGINE, "--dicom-out", out)
     assert done.returncode == 10, done.stderr
     assert [path.name for path in out.iterdir()] == ["report.dcm"]
 
@@ -95,7 +64,7 @@ def test_a_refused_study_has_no_objects(cli: Cli, bundle: Path, tmp_path: Path) 
     headless = [replace(i, series=replace(i.series, body_part_examined="HEAD")) for i in images]
     write_series(headless, tmp_path / "head")
     out = tmp_path / "objects"
-    done = cli(tmp_path / "head", "--bundle", bundle, *ENGINE, "--dicom-out", out)
+    done = cli("detect", tmp_path / "head", "--bundle", bundle, *ENGINE, "--dicom-out", out)
     assert done.returncode == 4
     assert not out.exists()
 
@@ -110,7 +79,7 @@ def test_a_target_that_holds_files_is_refused_before_the_study_is_read(
     else:
         out.mkdir()
         (out / "mine.txt").write_text("mine")
-    done = cli(tmp_path / "no such study", "--bundle", bundle, "--dicom-out", out)
+    done = cli("detect", tmp_path / "no such study", "--bundle", bundle, "--dicom-out", out)
     assert done.returncode == 2
     assert "--dicom-out" in done.stderr
 

@@ -237,6 +237,24 @@ def test_key_images_are_marked_and_point_at_their_slices(written: list[ResultObj
     assert any("3 of 10 slabs: those with the strongest attention peaks" in t for t in texts)
 
 
+@pytest.mark.parametrize(
+    ("row_spacing_mm", "expected"), [(4.0, None), (4.00001, None), (4.2, [4200, 4000])]
+)
+def test_only_pixels_that_are_not_square_are_said_to_be_so(
+    row_spacing_mm: float, expected: list[int] | None, tmp_path: Path
+) -> None:
+    images = [
+        replace(image, geometry=replace(image.geometry, row_spacing_mm=row_spacing_mm))
+        for image in outcomes.slices()
+    ]
+    sources = outcomes.write(tmp_path / "source", images)
+    made = write_results(
+        outcomes.result(images), sources, tmp_path / "objects", made_at=outcomes.MADE_AT
+    )
+    for key in read(made, "key_image"):
+        assert key.get("PixelAspectRatio") == expected
+
+
 def test_the_attention_map_gives_values_and_places_back(tmp_path: Path) -> None:
     for number, (row, col) in enumerate(AXIAL_ORIENTATIONS):
         images = outcomes.slices(row_direction=row, col_direction=col)

@@ -10,17 +10,10 @@ import pytest
 from strategies import AXIAL_ORIENTATIONS
 
 from pe_infer.dicom import Series, open_series
-from pe_infer.dicom.results import Outcome, ResultObject, write_results
+from pe_infer.dicom.results import ResultObject, write_results
 from pe_infer.geometry import Vector
 from pe_infer.result import CodedConcept, Finding, StudyResult
 
-OUTCOMES: dict[str, Outcome] = {
-    "positive": outcomes.result(),
-    "negative": outcomes.result(positive=False),
-    "not_processed": outcomes.result(positive=None),
-    "unjudged": outcomes.unjudged(),
-    "alert": outcomes.alert(),
-}
 IOD = {
     "report": "Comprehensive3DSR",
     "key_image": "SCImage",
@@ -50,24 +43,11 @@ def dump(item: ResultObject) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return outcomes.write(tmp_path_factory.mktemp("source"))
+sources = pytest.fixture(scope="module")(outcomes.made_sources)
+written = pytest.fixture(scope="module")(outcomes.made_objects)
 
 
-@pytest.fixture(scope="module")
-def written(
-    sources: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[ResultObject]]:
-    return {
-        name: write_results(
-            outcome, sources, tmp_path_factory.mktemp(name), made_at=outcomes.MADE_AT
-        )
-        for name, outcome in OUTCOMES.items()
-    }
-
-
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", outcomes.OUTCOMES)
 def test_dciodvfy_finds_no_error(name: str, written: dict[str, list[ResultObject]]) -> None:
     check(written[name])
 
@@ -97,6 +77,13 @@ def test_dciodvfy_finds_no_error_without_body_part_site_and_attention(tmp_path: 
     files = outcomes.write(tmp_path / "source", images)
     code = CodedConcept(value="1386000", scheme="SCT", meaning="Intracranial hemorrhage")
     result = outcomes.result(images, attention=False, finding=Finding(code=code))
+    check(write_results(result, files, tmp_path / "objects", made_at=outcomes.MADE_AT))
+
+
+def test_dciodvfy_finds_no_error_for_a_body_part_of_a_pair(tmp_path: Path) -> None:
+    images = outcomes.renamed(outcomes.slices(), body_part_examined="LUNG")
+    files = outcomes.write(tmp_path / "source", images)
+    result = outcomes.result(images)
     check(write_results(result, files, tmp_path / "objects", made_at=outcomes.MADE_AT))
 
 

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dicom_files import FRAME_OF_REFERENCE, SERIES, STUDY, ct_dataset, save
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000
 
+from pe_infer.dicom import convert
 from pe_infer.dicom.results import ResultObject, write_results
 from pe_infer.dicom.results.sources import OPTIONAL_KEYWORDS, REQUIRED_KEYWORDS
 from pe_infer.errors import DicomError
@@ -136,6 +138,75 @@ def test_removed_identity_is_only_said_with_its_method(
     dataset = pydicom.dcmread(written(tmp_path, altered(tmp_path / "source", change))[0].path)
     assert ("PatientIdentityRemoved" in dataset) == kept
     assert ("DeidentificationMethod" in dataset) == kept
+
+
+def test_nothing_private_is_copied(tmp_path: Path) -> None:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99LOCAL", "chest"
+    code.private_block(0x0011, "VENDOR", create=True).add_new(1, "LO", "SECRET OF THE VENDOR")
+    sources = altered(tmp_path / "source", setting(ProcedureCodeSequence=[code]))
+    for item in written(tmp_path, sources):
+        data = item.path.read_bytes()
+        assert b"99LOCAL" in data
+        assert b"VENDOR" not in data
+
+
+@pytest.mark.parametrize(
+    ("body_part", "stated"),
+    [("CHEST", False), ("HEAD", False), ("LUNG", True), ("KNEE", True), ("LOCAL_NAME", True)],
+)
+def test_the_side_of_what_may_be_one_of_a_pair_is_not_known(
+    body_part: str, stated: bool, tmp_path: Path
+) -> None:
+    sources = altered(tmp_path / "source", setting(BodyPartExamined=body_part, Laterality="L"))
+    for item in written(tmp_path, sources):
+        if item.kind in {"key_image", "attention"}:
+            dataset = pydicom.dcmread(item.path)
+            assert dataset.BodyPartExamined == body_part
+            assert ("Laterality" in dataset) == stated
+            assert dataset.get("Laterality", "") == ""
+
+
+TRIAL = {"ClinicalTrialSponsorName": "A", "ClinicalTrialProtocolID": "B"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ({**TRIAL, "ClinicalTrialSubjectID": "C"}, True),
+        ({**TRIAL, "ClinicalTrialSubjectReadingID": "C"}, True),
+        (TRIAL, False),
+        ({"ClinicalTrialSubjectID": "C"}, False),
+    ],
+)
+def test_a_clinical_trial_is_said_as_a_whole_or_not_at_all(
+    stated: dict[str, str], kept: bool, tmp_path: Path
+) -> None:
+    dataset = pydicom.dcmread(written(tmp_path, altered(tmp_path / "s", setting(**stated)))[0].path)
+    required = {"ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName"}
+    found = {keyword for keyword in dataset.dir() if keyword.startswith("ClinicalTrial")}
+    assert found == ({*stated, *required} if kept else set())
+    assert all(dataset[keyword].value == stated.get(keyword, "") for keyword in found)
+
+
+def test_a_frame_of_reference_that_is_no_uid_is_none(tmp_path: Path) -> None:
+    sources = altered(tmp_path / "source", setting(FrameOfReferenceUID="not a UID"))
+    made = written(tmp_path, sources)
+    assert "attention" not in [item.kind for item in made]
+    assert all(b"not a UID" not in item.path.read_bytes() for item in made)
+
+
+def test_a_file_that_was_replaced_gives_no_other_patient(tmp_path: Path) -> None:
+    paths = outcomes.write(tmp_path / "source")
+    sources = [source for path in paths if (source := convert(path).source) is not None]
+    other = outcomes.renamed(outcomes.slices(1), study_instance_uid="2.25.9")
+    other = [replace(image, sop_instance_uid="2.25.99") for image in other]
+    (paths[0],) = outcomes.write(tmp_path / "other", other)
+    paths[0].replace(sources[0].path)
+    with pytest.raises(DicomError, match="holds another image than before") as caught:
+        write_results(outcomes.result(), sources, tmp_path / "x", made_at=outcomes.MADE_AT)
+    assert "2.25" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
 
 
 def test_nothing_of_the_patient_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -277,6 +348,8 @@ def test_a_thousand_slices_are_all_referenced(tmp_path: Path) -> None:
             "odd",
             ("20261122", "000000.000000"),
         ),
+        (datetime(2026, 11, 22, 1, tzinfo=UTC), "0110", ("20261122", "010000.000000")),
+        (datetime(2026, 11, 22, 1, tzinfo=UTC), "+2400", ("20261122", "010000.000000")),
     ],
 )
 def test_times_are_in_the_zone_of_the_study(

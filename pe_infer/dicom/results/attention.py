@@ -30,6 +30,7 @@ from pe_infer.dicom.results.envelope import (
     replace_sequence,
 )
 from pe_infer.dicom.results.outcome import ResultObject
+from pe_infer.dicom.results.sources import reference_to
 from pe_infer.result import Attention, SlabEvidence, StudyResult
 
 _STORED_MAX = 65535
@@ -139,7 +140,7 @@ def _step_mm(positions_mm: Sequence[float]) -> float:
 
 def _derivation(slab: SlabEvidence, envelope: Envelope) -> list[Dataset]:
     """Return the items of DerivationImageSequence: the slice nearest to the slab's middle."""
-    source = envelope.sources.find(slab.sop_instance_uid).reference(slab.frame_number)
+    source = reference_to(envelope.sources.find(slab.sop_instance_uid), slab.frame_number)
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     item = Dataset()
     item.DerivationCodeSequence = [CodedConcept.from_code(codes.UNSPECIFIED_METHOD)]

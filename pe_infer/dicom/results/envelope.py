@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,34 @@ _SERIES_NUMBERS: Final[Mapping[ObjectKind, int]] = {
     "key_object_selection": 9203,
     "attention": 9204,
 }
+# Those of PS3.16 annex L that a CT of the trunk or the head states, and that are no pair.
+_SINGLE_BODY_PARTS: Final = frozenset(
+    {
+        "ABDOMEN",
+        "ABDOMENPELVIS",
+        "AORTA",
+        "BRAIN",
+        "CHEST",
+        "CHESTABDOMEN",
+        "CHESTABDPELVIS",
+        "CSPINE",
+        "HEAD",
+        "HEADNECK",
+        "HEART",
+        "LIVER",
+        "LSPINE",
+        "MEDIASTINUM",
+        "NECK",
+        "NECKCHEST",
+        "NECKCHESTABDOMEN",
+        "NECKCHESTABDPELV",
+        "PELVIS",
+        "SKULL",
+        "SPINE",
+        "TSPINE",
+        "WHOLEBODY",
+    }
+)
 _LONG_STRING: Final = 64  # characters that VR LO holds
 
 
@@ -125,10 +154,10 @@ class Envelope:
         Ratio and method of a compression are not said: they are those of each image.
         """
         dataset.LossyImageCompression = "01" if self.sources.lossy else "00"
-        if self.sources.body_part_examined is None:
-            dataset.Laterality = ""  # required where the body part might be one of a pair
-        else:
+        if self.sources.body_part_examined is not None:
             dataset.BodyPartExamined = self.sources.body_part_examined
+        if self.sources.body_part_examined not in _SINGLE_BODY_PARTS:
+            dataset.Laterality = ""  # required where the body part might be one of a pair
 
     def _add_equipment(self, dataset: Dataset) -> None:
         """General Equipment module, and ContributingEquipmentSequence of SOP Common."""
@@ -198,9 +227,10 @@ def _in_time_of_study(moment: datetime, offset: str | None) -> datetime:
         return moment
     if offset is None:
         return moment.astimezone()
+    if not re.fullmatch(r"[+-]\d{4}", offset, re.ASCII):
+        return moment.astimezone(UTC)
+    shift = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:5]))
     try:
-        sign = -1 if offset.startswith("-") else 1
-        shift = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:5]))
-        return moment.astimezone(timezone(sign * shift))
-    except ValueError:
+        return moment.astimezone(timezone(-shift if offset[0] == "-" else shift))
+    except ValueError:  # a day or more
         return moment.astimezone(UTC)

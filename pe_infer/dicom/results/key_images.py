@@ -22,7 +22,8 @@ from pe_infer.dicom.results.envelope import RESEARCH_USE, Envelope, plain
 from pe_infer.dicom.results.outcome import ResultObject
 from pe_infer.dicom.results.rendering import display_window, rendered
 from pe_infer.dicom.results.selection import KeySlab, Selection
-from pe_infer.dicom.results.sources import SourceInstance
+from pe_infer.dicom.results.sources import reference_to
+from pe_infer.dicom.source_file import SourceFile
 from pe_infer.errors import Code, DicomError
 from pe_infer.geometry import Slice, SliceGeometry, Vector
 from pe_infer.result import StudyResult
@@ -63,7 +64,7 @@ def write_key_images(
 class _Shown:
     """The slice of one key image."""
 
-    instance: SourceInstance
+    instance: SourceFile
     image: Slice
     windows: Sequence[tuple[float, float]]
     number: int
@@ -76,7 +77,7 @@ def _write(
     slab, image, number = key.slab, shown.image, shown.number
     window = display_window(shown.windows)
     meaning = result.finding.code.meaning
-    source_number = Attributes(shown.instance.header, "").harmless_whole("InstanceNumber")
+    source_number = shown.instance.instance_number
     place = "" if source_number is None else f"image {source_number}, "
     below = [
         plain(f"{meaning}: key image {number} of {shown.count}; {place}{slab.position_mm:.1f} mm"),
@@ -104,20 +105,22 @@ def _write(
     )
     dataset.ConversionType = "SYN"
     # What is burnt in here identifies nobody (PS3.3 C.7.6.1); whether the source does, it has said.
-    if (stated := shown.instance.header.get("BurnedInAnnotation")) in {"YES", "NO"}:
+    if (stated := shown.instance.burned_in_annotation) in {"YES", "NO"}:
         dataset.BurnedInAnnotation = stated
     default = ", a default" if window not in shown.windows else ""
     wash = "no attention" if slab.attention is None else "attention as a colour wash"
     dataset.DerivationDescription = (
         f"{key.strength}; window {window} HU{default}; {wash}. {RESEARCH_USE}"
     )
-    source = shown.instance.reference(slab.frame_number)
+    source = reference_to(shown.instance, slab.frame_number)
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     dataset.SourceImageSequence = [source]
     envelope.complete_image(dataset)
-    spacing = (image.geometry.row_spacing_mm, image.geometry.col_spacing_mm)
-    if spacing[0] != spacing[1]:
-        dataset.PixelAspectRatio = [round(1000 * mm) for mm in spacing]
+    spacing_um = [
+        round(1000 * mm) for mm in (image.geometry.row_spacing_mm, image.geometry.col_spacing_mm)
+    ]
+    if spacing_um[0] != spacing_um[1]:  # a ratio of 1:1 may not be said
+        dataset.PixelAspectRatio = spacing_um
     return envelope.write(
         dataset,
         "key_image",
@@ -144,7 +147,7 @@ def _letter(direction: Vector) -> str:
 
 
 def _decoded(
-    instance: SourceInstance,
+    instance: SourceFile,
     dataset: Dataset,
     headers: Sequence[ImageHeader],
     frame_number: int | None,
@@ -160,7 +163,7 @@ def _decoded(
 
 
 def _windows(
-    instance: SourceInstance, dataset: Dataset, frame_number: int | None
+    instance: SourceFile, dataset: Dataset, frame_number: int | None
 ) -> list[tuple[float, float]]:
     """Return the windows (centre, width) that the file suggests."""
     name = str(instance.path)

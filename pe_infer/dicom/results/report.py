@@ -22,10 +22,18 @@ from pe_infer.dicom.results.outcome import (
     ResultObject,
     Unjudged,
 )
-from pe_infer.dicom.results.sources import SourceInstance
-from pe_infer.result import CodedConcept, NotProcessed, StudyResult
+from pe_infer.dicom.results.sources import reference_to
+from pe_infer.dicom.source_file import SourceFile
+from pe_infer.result import (
+    CodedConcept,
+    NotProcessed,
+    StudyResult,
+    percent_text,
+    probability_text,
+    shown_percent,
+)
 
-Image = tuple[SourceInstance, int | None]  # and the frame of a multi-frame instance
+Image = tuple[SourceFile, int | None]  # and the frame of a multi-frame instance
 
 _LIBRARY_PLACE: Final = -1  # before the measurements
 
@@ -119,7 +127,7 @@ def _parameters(outcome: Outcome, identity: Identity) -> list[str]:
     if isinstance(outcome, StudyResult):
         point = outcome.operating_point
         parameters += [
-            f"operating point: {point.name}, threshold {100 * point.threshold:.1f} %",
+            f"operating point: {point.name}, threshold {percent_text(point.threshold)}",
             f"engine: {outcome.provenance.engine}",
         ]
     return parameters
@@ -129,7 +137,7 @@ def _certainty(outcome: Outcome) -> list[sr.Measurement] | None:
     probability = None if isinstance(outcome, Unjudged) else outcome.probability
     if probability is None:
         return None
-    percent = round(100 * probability, 1)
+    percent = shown_percent(probability)
     return [sr.Measurement(name=codes.CERTAINTY, value=percent, unit=codes.PERCENT)]
 
 
@@ -154,18 +162,20 @@ def _sentences(outcome: Outcome) -> list[str]:
             f"{outcome.position_mm:.1f} mm, after {outcome.slices} slices. This is no verdict: the "
             "report on the whole series takes its place."
         )
-        part = f"Certainty: probability of this part of the series, {outcome.probability:.3f}."
+        certainty = probability_text(outcome.probability)
+        part = f"Certainty: probability of this part of the series, {certainty}."
         return [alert, part]
     if isinstance(outcome, Unjudged):
         return [_not_processed(meaning, outcome.reason)]
     if outcome.not_processed is not None:
         sentences = [_not_processed(meaning, outcome.not_processed)]
     else:
+        assert outcome.probability is not None  # noqa: S101  as it was processed
         verdict = "POSITIVE" if outcome.positive else "NEGATIVE"
         point = outcome.operating_point
         judged = (
-            f"{meaning}: {verdict}. Probability {outcome.probability:.3f}, threshold "
-            f"{point.threshold:.3f} ({point.name})."
+            f"{meaning}: {verdict}. Probability {probability_text(outcome.probability)}, threshold "
+            f"{probability_text(point.threshold)} ({point.name})."
         )
         sentences = [judged, "Certainty: the calibrated probability that the finding is present."]
     coverage = outcome.coverage
@@ -180,7 +190,7 @@ def _not_processed(meaning: str, reason: NotProcessed) -> str:
     return f"{meaning}: NOT PROCESSED, neither present nor absent. {reason.message} ({reason.code})"
 
 
-def _source_image(instance: SourceInstance, frame: int | None) -> sr.SourceImageForMeasurementGroup:
+def _source_image(instance: SourceFile, frame: int | None) -> sr.SourceImageForMeasurementGroup:
     return sr.SourceImageForMeasurementGroup(
         referenced_sop_class_uid=instance.sop_class_uid,
         referenced_sop_instance_uid=instance.sop_instance_uid,
@@ -203,7 +213,7 @@ def _image_library(envelope: Envelope) -> Dataset:
         entries.append(frame)
     for instance in envelope.sources.instances:
         image = _item("CONTAINS", "IMAGE")
-        image.ReferencedSOPSequence = [instance.reference()]
+        image.ReferencedSOPSequence = [reference_to(instance)]
         entries.append(image)
     group.ContentSequence = entries
     library = _container(codes.IMAGE_LIBRARY)

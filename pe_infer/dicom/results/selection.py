@@ -1,10 +1,10 @@
 """Which slabs of a study are shown, and why."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pe_infer.result import SlabEvidence
+from pe_infer.result import SlabEvidence, probability_text
 
 MOST: Final = 3
 APART_MM: Final = 10.0  # so that one lesion does not take all places
@@ -45,11 +45,14 @@ def select(evidence: Iterable[SlabEvidence]) -> Selection:
     if by_attention:
         return _strongest(by_attention, "attention peak", "strongest attention peaks")
     by_probability = [(slab.probability, slab) for slab in slabs if slab.probability is not None]
-    return _strongest(by_probability, "probability", "highest probabilities")
+    return _strongest(by_probability, "probability", "highest probabilities", probability_text)
 
 
 def _strongest(
-    candidates: Sequence[tuple[float, SlabEvidence]], quantity: str, plural: str
+    candidates: Sequence[tuple[float, SlabEvidence]],
+    quantity: str,
+    plural: str,
+    text: Callable[[float], str] = "{:.3g}".format,
 ) -> Selection:
     ranked = sorted(candidates, key=lambda pair: (-pair[0], pair[1].position_mm))
     chosen: list[KeySlab] = []
@@ -57,7 +60,7 @@ def _strongest(
         if len(chosen) == MOST:
             break
         if all(_apart(slab, other.slab) for other in chosen):
-            strength = f"{quantity} {value:.3g}, number {rank} of {len(ranked)} slabs"
+            strength = f"{quantity} {text(value)}, number {rank} of {len(ranked)} slabs"
             chosen.append(KeySlab(slab=slab, rank=rank, strength=strength))
     return Selection(
         slabs=tuple(chosen),

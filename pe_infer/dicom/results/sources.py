@@ -9,12 +9,12 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage
 
 from pe_infer.dicom.attributes import Attributes
-from pe_infer.dicom.headers import check_ct_slice, image_headers, is_lossy
-from pe_infer.dicom.reading import Quiet, read_header, stated_transfer_syntax
-from pe_infer.errors import Code, ConfigurationError, DicomError, InputError
+from pe_infer.dicom.reading import Quiet, uid_of
+from pe_infer.dicom.source_file import SourceFile, read_source_file
+from pe_infer.errors import Code, ConfigurationError, DicomError
 
 UTF_8 = "ISO_IR 192"
 
@@ -53,33 +53,12 @@ OPTIONAL_KEYWORDS = (
     "PatientWeight",
     "TimezoneOffsetFromUTC",  # what the times of the study are in
 )
+# Clinical Trial Subject module (PS3.3 C.7.1.3): it is there as a whole or not at all.
+_TRIAL = tuple(keyword for keyword in OPTIONAL_KEYWORDS if keyword.startswith("ClinicalTrial"))
+_TRIAL_STATED = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")  # type 1
+_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # one of them
+_TRIAL_PRESENT = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
 _DEIDENTIFICATION = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SourceInstance:
-    """One instance of the series.
-
-    Attributes:
-        path: File.
-        header: Attributes of ``reading.HEADER_KEYWORDS``.
-        sop_class_uid: SOPClassUID.
-        sop_instance_uid: SOPInstanceUID.
-    """
-
-    path: Path
-    header: Dataset
-    sop_class_uid: str
-    sop_instance_uid: str
-
-    def reference(self, frame_number: int | None = None) -> Dataset:
-        """Return an item that references this instance, or one frame of it."""
-        item = Dataset()
-        item.ReferencedSOPClassUID = self.sop_class_uid
-        item.ReferencedSOPInstanceUID = self.sop_instance_uid
-        if frame_number is not None:
-            item.ReferencedFrameNumber = frame_number
-        return item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,10 +68,10 @@ class SourceSeries:
     Attributes:
         study_instance_uid: Its study.
         series_instance_uid: Its UID.
-        frame_of_reference_uid: Its frame of reference, ``None`` if it does not say.
+        frame_of_reference_uid: Its frame of reference, ``None`` if it states no valid UID.
         body_part_examined: As it says, if that is a valid code string.
         lossy: Whether an image of it has ever been compressed with loss.
-        patient_and_study: Attributes of these modules, in UTF-8.
+        patient_and_study: Attributes of these modules, in UTF-8; none that are private.
         instances: By InstanceNumber. Localizers and the like are left out where there are slices.
     """
 
@@ -102,9 +81,9 @@ class SourceSeries:
     body_part_examined: str | None
     lossy: bool
     patient_and_study: Dataset
-    instances: tuple[SourceInstance, ...]
+    instances: tuple[SourceFile, ...]
 
-    def find(self, sop_instance_uid: str) -> SourceInstance:
+    def find(self, sop_instance_uid: str) -> SourceFile:
         """Return the instance with this UID.
 
         Raises:
@@ -118,38 +97,34 @@ class SourceSeries:
             "result names. Give all files of the series that was judged."
         )
 
-    def nearest(self, position_mm: float) -> tuple[SourceInstance, int | None] | None:
+    def nearest(self, position_mm: float) -> tuple[SourceFile, int | None] | None:
         """Return the image nearest to a position along the slice normal, and its frame.
 
         ``None`` if no instance says where it lies.
         """
-        best: tuple[float, SourceInstance, int | None] | None = None
+        best: tuple[float, SourceFile, int | None] | None = None
         for instance in self.instances:
-            try:
-                headers = image_headers(instance.header, str(instance.path))
-            except InputError:
-                continue
-            for header in headers:
-                distance = abs(header.geometry.position_mm - position_mm)
+            for index, own_mm in enumerate(instance.positions_mm):
+                distance = abs(own_mm - position_mm)
                 if best is None or distance < best[0]:
-                    best = (distance, instance, header.frame_number)
+                    best = (distance, instance, instance.frame_number(index))
         return None if best is None else best[1:]
 
-    def evidence(self, instances: Sequence[SourceInstance]) -> Dataset:
+    def evidence(self, instances: Sequence[SourceFile]) -> Dataset:
         """Return an item of CurrentRequestedProcedureEvidenceSequence (PS3.3 C.17.2)."""
         item = Dataset()
         item.StudyInstanceUID = self.study_instance_uid
         item.ReferencedSeriesSequence = [self.references(instances, "ReferencedSOPSequence")]
         return item
 
-    def references(self, instances: Sequence[SourceInstance], keyword: str) -> Dataset:
+    def references(self, instances: Sequence[SourceFile], keyword: str) -> Dataset:
         """Return an item that references instances of this series in a sequence ``keyword``."""
         item = Dataset()
         item.SeriesInstanceUID = self.series_instance_uid
-        setattr(item, keyword, [instance.reference() for instance in instances])
+        setattr(item, keyword, [reference_to(instance) for instance in instances])
         return item
 
-    def stand_in(self, instance: SourceInstance) -> Dataset:
+    def stand_in(self, instance: SourceFile) -> Dataset:
         """Return what highdicom may see of an image: nothing of the patient.
 
         It logs names and UIDs, and refuses values that scanners do write. The attributes of patient
@@ -169,18 +144,30 @@ class SourceSeries:
         return dataset
 
 
+def reference_to(instance: SourceFile, frame_number: int | None = None) -> Dataset:
+    """Return an item that references an instance, or one frame of it."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = instance.sop_class_uid
+    item.ReferencedSOPInstanceUID = instance.sop_instance_uid
+    if frame_number is not None:
+        item.ReferencedFrameNumber = frame_number
+    return item
+
+
 @Quiet()
 def read_sources(
-    paths: Sequence[Path],
+    sources: Sequence[Path | SourceFile],
     *,
     study_instance_uid: str,
     series_instance_uid: str,
     skip_unreadable: bool,
 ) -> SourceSeries:
-    """Read the headers of a series.
+    """Collect a series.
+
+    Of files that are described already, one is read: its first, for patient and study.
 
     Args:
-        paths: Its files, in any order.
+        sources: Its files, in any order.
         study_instance_uid: The study that they should be of.
         series_instance_uid: The series that they should be of.
         skip_unreadable: Whether a file that is no DICOM is left out, as long as others remain.
@@ -189,11 +176,12 @@ def read_sources(
         ConfigurationError: There is no file, or one is of another study or series.
         DicomError: A file cannot be read.
     """
-    found: dict[str, SourceInstance] = {}
+    found: dict[str, SourceFile] = {}
     refusal: DicomError | None = None
-    for path in sorted(paths):
+    for source in sorted(sources, key=_path_of):
         try:
-            instance = _instance(path, study_instance_uid, series_instance_uid)
+            instance = source if isinstance(source, SourceFile) else read_source_file(source)
+            _check_series(instance, study_instance_uid, series_instance_uid)
         except DicomError as exc:
             if not skip_unreadable:
                 raise
@@ -205,55 +193,43 @@ def read_sources(
             "no source files were given, expected those of the series that was judged"
         )
     instances = sorted(found.values(), key=_order)
-    instances = [i for i in instances if _is_ct_slice(i)] or instances
-    first = Attributes(instances[0].header, str(instances[0].path))
+    instances = [i for i in instances if i.ct_slice] or instances
+    first = instances[0]
     return SourceSeries(
         study_instance_uid=study_instance_uid,
         series_instance_uid=series_instance_uid,
-        frame_of_reference_uid=first.text("FrameOfReferenceUID"),
-        body_part_examined=_code_string(first.text("BodyPartExamined")),
-        lossy=any(_is_lossy(instance) for instance in instances),
-        patient_and_study=_patient_and_study(instances[0].path),
+        frame_of_reference_uid=_valid_uid(first.frame_of_reference_uid),
+        body_part_examined=_code_string(first.body_part_examined),
+        lossy=any(instance.lossy for instance in instances),
+        patient_and_study=_patient_and_study(first),
         instances=tuple(instances),
     )
 
 
-def _instance(path: Path, study_instance_uid: str, series_instance_uid: str) -> SourceInstance:
-    header = read_header(path)
-    a = Attributes(header, str(path))
-    for keyword, expected in (
-        ("StudyInstanceUID", study_instance_uid),
-        ("SeriesInstanceUID", series_instance_uid),
+def _path_of(source: Path | SourceFile) -> Path:
+    return source.path if isinstance(source, SourceFile) else source
+
+
+def _check_series(instance: SourceFile, study_instance_uid: str, series_instance_uid: str) -> None:
+    for keyword, stated, expected in (
+        ("StudyInstanceUID", instance.study_instance_uid, study_instance_uid),
+        ("SeriesInstanceUID", instance.series_instance_uid, series_instance_uid),
     ):
-        if a.required_text(keyword) != expected:
-            raise ConfigurationError(
-                f"{path}: {keyword} is not that of the outcome. Give the files of the series that "
-                "was judged."
+        if not stated:
+            raise DicomError(
+                f"{instance.path}: {keyword} is missing. Send the image again from the scanner or "
+                "the archive.",
+                code=Code.MISSING_ATTRIBUTE,
             )
-    return SourceInstance(
-        path=path,
-        header=header,
-        sop_class_uid=a.required_text("SOPClassUID"),
-        sop_instance_uid=a.required_text("SOPInstanceUID"),
-    )
+        if stated != expected:
+            raise ConfigurationError(
+                f"{instance.path}: {keyword} is not that of the outcome. Give the files of the "
+                "series that was judged."
+            )
 
 
-def _order(instance: SourceInstance) -> tuple[int, str]:
-    number = Attributes(instance.header, str(instance.path)).harmless_whole("InstanceNumber")
-    return (number or 0, instance.sop_instance_uid)
-
-
-def _is_ct_slice(instance: SourceInstance) -> bool:
-    try:
-        check_ct_slice(instance.header, str(instance.path))
-    except DicomError:
-        return False
-    return True
-
-
-def _is_lossy(instance: SourceInstance) -> bool:
-    declared = Attributes(instance.header, str(instance.path)).text("LossyImageCompression")
-    return is_lossy(stated_transfer_syntax(instance.header) or ExplicitVRLittleEndian, declared)
+def _order(instance: SourceFile) -> tuple[int, str]:
+    return (instance.instance_number or 0, instance.sop_instance_uid)
 
 
 def _code_string(text: str | None) -> str | None:
@@ -264,15 +240,20 @@ def _code_string(text: str | None) -> str | None:
     return text if allowed else None
 
 
-def _patient_and_study(path: Path) -> Dataset:
+def _valid_uid(text: str | None) -> str | None:
+    return text if text is not None and uid_of(text).is_valid else None
+
+
+def _patient_and_study(instance: SourceFile) -> Dataset:
     """Return the attributes of patient and study, without those that cannot be written again."""
+    path = instance.path
     keywords = (*REQUIRED_KEYWORDS, *OPTIONAL_KEYWORDS)
     try:
         source = pydicom.dcmread(
             path,
             force=True,
             stop_before_pixels=True,
-            specific_tags=["SpecificCharacterSet", *keywords],
+            specific_tags=["SpecificCharacterSet", "SOPInstanceUID", *keywords],
         )
     except Exception as exc:  # noqa: BLE001  damaged files raise almost anything
         # Without what pydicom says of it, which may quote a value.
@@ -281,6 +262,12 @@ def _patient_and_study(path: Path) -> Dataset:
             "again from the scanner or the archive.",
             code=Code.UNREADABLE_FILE,
         ) from None
+    if Attributes(source, str(path)).text("SOPInstanceUID") != instance.sop_instance_uid:
+        raise DicomError(
+            f"{path}: holds another image than before, perhaps of another patient. Do not change "
+            "files while they are read.",
+            code=Code.UNREADABLE_FILE,
+        )
     kept = Dataset()
     for keyword in keywords:
         if keyword in REQUIRED_KEYWORDS:
@@ -295,7 +282,23 @@ def _patient_and_study(path: Path) -> Dataset:
             kept.add(element)
     if not any(keyword in kept for keyword in _DEIDENTIFICATION):
         kept.pop("PatientIdentityRemoved", None)  # which may not be said without saying how
+    _complete_trial(kept)
+    kept.remove_private_tags()  # within items, which are copied whole
     return kept
+
+
+def _complete_trial(dataset: Dataset) -> None:
+    """Remove a Clinical Trial Subject module that does not name trial and subject."""
+    if not any(keyword in dataset for keyword in _TRIAL):
+        return
+    named = all(keyword in dataset for keyword in _TRIAL_STATED)
+    if named and any(keyword in dataset for keyword in _TRIAL_SUBJECT):
+        for keyword in _TRIAL_PRESENT:
+            if keyword not in dataset:
+                setattr(dataset, keyword, "")
+    else:
+        for keyword in _TRIAL:
+            dataset.pop(keyword, None)
 
 
 def _in_utf_8(source: Dataset, keyword: str) -> DataElement:

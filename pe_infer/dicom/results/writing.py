@@ -27,6 +27,7 @@ from pe_infer.dicom.results.outcome import (
 from pe_infer.dicom.results.report import Image, write_report
 from pe_infer.dicom.results.selection import Selection, select
 from pe_infer.dicom.results.sources import SourceSeries, read_sources
+from pe_infer.dicom.source_file import SourceFile
 from pe_infer.errors import ConfigurationError
 from pe_infer.result import StudyResult
 
@@ -37,7 +38,7 @@ for _vendor in ("highdicom", "pydicom"):  # they quote values, of patients too, 
 @Quiet()
 def write_results(
     outcome: Outcome,
-    sources: Sequence[Path],
+    sources: Sequence[Path | SourceFile],
     folder: Path,
     *,
     version: int = 1,
@@ -56,7 +57,9 @@ def write_results(
 
     Args:
         outcome: A result, a refusal, or a provisional alert.
-        sources: The files of the series, any order. Localizers and the like may be among them.
+        sources: The files of the series, any order, as conversions describe them
+            (``Conversion.source``) or by name; those are read. Localizers and the like may be among
+            them.
         folder: Empty, or not there yet.
         version: Counts the outcomes of one series.
         made_at: When. Written in the time zone that the study states, else that of the machine; a
