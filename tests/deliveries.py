@@ -38,10 +38,7 @@ CLASSES = (
     KeyObjectSelectionDocumentStorage,
 )
 GROUP_LENGTH = b"\x08\x00\x00\x00UL\x04\x00\x00\x01\x00\x00"
-DEADLINE_S = 20.0
-
-# pynetdicom closes the socket of a connection that was not made by dropping it.
-DROPPED_SOCKET = "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
+DEADLINE_S = 60.0
 
 
 def eventually(condition: Callable[[], object], what: str = "") -> None:

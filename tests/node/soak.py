@@ -1,8 +1,8 @@
 """The node under load (``make soak``): four senders, memory, throughput beside DCMTK, kills.
 
 Environment: SOAK_MINUTES (10), SOAK_KILLS (20), SOAK_SEED, SOAK_FOLDER (scratch, a local disk).
-Ends with 1 if something acknowledged was lost, a result is missing, double or wrong, or memory
-grew by more than a tenth from study 10 to study 100.
+Ends with 1 if something acknowledged was lost, a result is missing, double or wrong, or if from
+study 10 to study 100 memory grew by more than a tenth or more and more files stayed open.
 """
 
 import json
@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from node_peers import Node, Study, checked, echo, free_port, store, wait_for
 from peers import dcmtk
@@ -29,6 +29,7 @@ KILLS = int(os.environ.get("SOAK_KILLS", "20"))
 SEED = int(os.environ.get("SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 MEMORY_LIMIT = 1.1
 FIRST, LAST = 10, 100  # studies between which memory may grow by a tenth
+MORE_FILES = 24  # connections come and go
 THROUGHPUT_ROUNDS = 5
 WAITING_SLICES = 400
 PATIENCE_S = 600.0
@@ -104,20 +105,28 @@ class Load:
                 self.sent.append(study)
 
 
-def memory_bytes(node: Node) -> int:
-    status = Path(f"/proc/{node.pid}/status").read_text()
-    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024
+class Held(NamedTuple):
+    """What the node holds: resident memory, and files and sockets that are open."""
+
+    memory_bytes: int
+    files: int
+
+
+def held_by(node: Node) -> Held:
+    process = Path(f"/proc/{node.pid}")
+    (memory_kib,) = re.findall(r"VmRSS:\s+(\d+)", (process / "status").read_text())
+    return Held(int(memory_kib) * 1024, sum(1 for _ in (process / "fd").iterdir()))
 
 
 def results(node: Node) -> int:
     return sum(1 for _ in node.results.glob("*/*/result-v*/document.json"))
 
 
-def memory_under_load(node: Node, until: float) -> dict[int, int]:
-    """Resident memory by number of results, until a time."""
-    samples: dict[int, int] = {}
+def held_under_load(node: Node, until: float) -> dict[int, Held]:
+    """What the node holds by number of results, until a time."""
+    samples: dict[int, Held] = {}
     while time.monotonic() < until:
-        samples.setdefault(results(node), memory_bytes(node))
+        samples.setdefault(results(node), held_by(node))
         time.sleep(0.2)
     return samples
 
@@ -249,7 +258,7 @@ def soak(folder: Path) -> list[str]:
     wrong: list[str] = []
     try:
         began = time.monotonic()
-        samples = memory_under_load(node, began + MINUTES * 60)
+        samples = held_under_load(node, began + MINUTES * 60)
         store_page = node.page("metrics")[1]
         kill_under_load(node, chance)
     finally:
@@ -268,15 +277,20 @@ def soak(folder: Path) -> list[str]:
         f"{percentiles([line['result_s'] for line in logged(node, 'result')])}"
     )
     say(f"C-STORE request to response: {histogram(store_page)}")
-    at = {n: next((samples[k] for k in sorted(samples) if k >= n), None) for n in (FIRST, LAST)}
-    if at[FIRST] and at[LAST]:
-        ratio = at[LAST] / at[FIRST]
+    first, last = (
+        next((samples[k] for k in sorted(samples) if k >= n), None) for n in (FIRST, LAST)
+    )
+    if first and last:
+        ratio = last.memory_bytes / first.memory_bytes
         say(
-            f"memory after study {FIRST}: {at[FIRST] >> 20} MiB, after study {LAST}: "
-            f"{at[LAST] >> 20} MiB, ratio {ratio:.3f}"
+            f"after study {FIRST}: {first.memory_bytes >> 20} MiB, {first.files} open files; "
+            f"after study {LAST}: {last.memory_bytes >> 20} MiB, {last.files} open files; "
+            f"memory ratio {ratio:.3f}"
         )
         if ratio > MEMORY_LIMIT:
             wrong.append(f"memory grew by a factor of {ratio:.3f}")
+        if last.files > first.files + MORE_FILES:
+            wrong.append(f"{last.files - first.files} more files and sockets are open")
     else:
         wrong.append(
             f"only {max(samples, default=0)} results in {MINUTES:g} minutes: memory after "

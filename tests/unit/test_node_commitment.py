@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from deliveries import (
-    DROPPED_SOCKET,
     Pacs,
     Sending,
     eventually,
@@ -218,7 +217,6 @@ def test_a_request_that_fails_is_made_again_after_a_while(
     assert len(archive.order) == 3
 
 
-@pytest.mark.filterwarnings(DROPPED_SOCKET)
 def test_a_destination_that_is_down_when_asked_again_is_asked_later(
     sending: Sending, archive: Pacs
 ) -> None:

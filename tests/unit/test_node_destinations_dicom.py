@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from deliveries import (
     CLASSES,
-    DROPPED_SOCKET,
     GROUP_LENGTH,
     Pacs,
     Sending,
@@ -267,7 +266,6 @@ def test_objects_go_over_mutual_tls(tmp_path: Path) -> None:
         assert len(archive.stored) == 3
 
 
-@pytest.mark.filterwarnings(DROPPED_SOCKET)
 @pytest.mark.parametrize("told", ["other authority", "other host", "no TLS"])
 def test_nothing_is_sent_to_a_peer_that_nobody_vouches_for(tmp_path: Path, told: str) -> None:
     tls = certified(tmp_path / "certificates")
@@ -295,7 +293,6 @@ def test_a_certificate_that_cannot_be_used_is_told_before_anything_is_sent(
 
 
 @pytest.mark.skipif(dcmtk("storescp") is None, reason="needs DCMTK's storescp")
-@pytest.mark.filterwarnings(DROPPED_SOCKET)
 def test_dcmtk_receives_what_is_on_the_disk(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

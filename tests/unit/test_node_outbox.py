@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deliveries import DROPPED_SOCKET, Console, Pacs, Sending, console, eventually, pacs, running
+from deliveries import Console, Pacs, Sending, console, eventually, pacs, running
 
 from pe_infer.errors import NodeError
 from pe_infer.node import outbox as outbox_module
@@ -89,7 +89,6 @@ def test_waits_double_up_to_the_longest_less_what_is_left_to_chance(
     )
 
 
-@pytest.mark.filterwarnings(DROPPED_SOCKET)
 def test_a_destination_that_is_down_gets_everything_when_it_is_up_again(
     tmp_path: Path, archive: Pacs
 ) -> None:
@@ -107,7 +106,6 @@ def test_a_destination_that_is_down_gets_everything_when_it_is_up_again(
     assert len(archive.stored) == 9
 
 
-@pytest.mark.filterwarnings(DROPPED_SOCKET)
 def test_a_destination_that_is_down_holds_up_no_other(
     tmp_path: Path, hook: Console, archive: Pacs
 ) -> None:

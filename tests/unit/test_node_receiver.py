@@ -51,9 +51,6 @@ from pe_infer.node.receiver import Receiver, read_kept
 from pe_infer.node.settings import NodeSettings
 from pe_infer.node.watch import Watch
 
-# pynetdicom's client leaves a socket that the other side has closed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Running]:

@@ -22,9 +22,6 @@ from pe_infer.node.upper_layer import Bounds, DataSet, Server
 P_DATA = 0x04
 COMMAND, LAST = 0x01, 0x02
 
-# pynetdicom's client leaves a socket that the other side has closed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Running]:

@@ -49,7 +49,7 @@ def files(tmp_path: Path, toy: Detector) -> list[Path]:
         before.send(*files[:10])
 
         def alerted() -> bool:
-            before.clock.now += 0.01
+            before.clock.now += 0.001
             return bool(before.parcels())
 
         until(alerted, what="the alert")

@@ -18,9 +18,6 @@ from pe_infer.node.tls import client_context, server_context
 
 HOST = "127.0.0.1"
 
-# pynetdicom's client leaves a socket that the other side has closed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
