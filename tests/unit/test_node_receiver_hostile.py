@@ -267,9 +267,10 @@ def test_a_connection_that_got_no_thread_holds_no_place_of_its_address(
         start(thread)
 
     with receiving(tmp_path, listen={"connections_per_address": 1}) as node:
-        with monkeypatch.context() as patched, node.connect() as connection:
+        with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", fail)
-            assert ends(connection)
+            with node.connect() as connection:
+                assert ends(connection)
         assert node.events("connection_failed")
         assert node.echoes()
 
