@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 SOFT_TISSUE_HU = 60.0  # contrast agent shows above this
+SOFT_TISSUE_RANGE_HU = (0.0, 80.0)  # without contrast agent
+BONE_HU = (200.0, 800.0)  # none, all
 
 
 class Strengths(BaseModel):
@@ -30,6 +32,10 @@ class Strengths(BaseModel):
     rotation_degrees: float = 6.0
     elastic_px: float = 3.0
     no_contrast_share: float = 0.05  # of negatives only
+    bone_glare_share: float = 0.0
+    bone_glare_hu_max: float = 70.0  # at the surface of thick bone
+    shading_hu_sd: float = 0.0
+    tissue_gain_log_sd: float = 0.0  # of differences between soft tissues
 
 
 OFF = Strengths(
@@ -102,12 +108,20 @@ def _moved(
 def _recoloured(
     hu: Tensor, strengths: Strengths, generator: torch.Generator, *, positive: bool
 ) -> Tensor:
-    """Contrast, sharpness, noise and a shift of all values."""
+    """Contrast, what scanners leave beside bone and across the field, sharpness, noise, a shift."""
     gain = math.exp(_normal(generator, strengths.gain_log_sd)) if strengths.gain_log_sd else 1.0
     if not positive and _uniform(generator) < strengths.no_contrast_share:
         gain = _uniform(generator, 0.0, 0.1)
     if gain != 1.0:
         hu = torch.where(hu > SOFT_TISSUE_HU, SOFT_TISSUE_HU + (hu - SOFT_TISSUE_HU) * gain, hu)
+    if strengths.tissue_gain_log_sd:
+        hu = _tissues_apart(hu, math.exp(_normal(generator, strengths.tissue_gain_log_sd)))
+    if strengths.bone_glare_share and _uniform(generator) < strengths.bone_glare_share:
+        amount_hu = _uniform(generator, 0.0, strengths.bone_glare_hu_max)
+        reach_px = int(torch.randint(1, 4, (), generator=generator))
+        hu = _with_bone_glare(hu, amount_hu, reach_px)
+    if strengths.shading_hu_sd:
+        hu = hu + _shading(hu.shape[1], hu.shape[2], strengths.shading_hu_sd, generator)
     if _uniform(generator) < strengths.filter_share:
         hu = _filtered(hu, _uniform(generator, -0.3, 0.6))
     if strengths.noise_hu_max:
@@ -120,6 +134,36 @@ def _filtered(hu: Tensor, amount: float) -> Tensor:
     """Mix with a 3x3 mean: positive amounts blur, negative ones sharpen."""
     padded = functional.pad(hu[None], (1, 1, 1, 1), mode="replicate")
     return hu + amount * (functional.avg_pool2d(padded, 3, 1)[0] - hu)
+
+
+def _tissues_apart(hu: Tensor, gain: float) -> Tensor:
+    """Soft tissues differ more, or less: gray from white matter, and blood from both."""
+    low, high = SOFT_TISSUE_RANGE_HU
+    middle = (low + high) / 2
+    inside = (hu > low) & (hu < high)
+    return torch.where(inside, (middle + (hu - middle) * gain).clamp(low, high), hu)
+
+
+def _with_bone_glare(hu: Tensor, amount_hu: float, reach_px: int) -> Tensor:
+    """Brighten what lies beside bone, as partial volume, beam hardening and membranes do.
+
+    At the surface of a plate as wide as the reach it is the whole amount, nothing at twice the
+    reach.
+    """
+    bone = ((hu - BONE_HU[0]) / (BONE_HU[1] - BONE_HU[0])).clamp(0.0, 1.0)
+    width = 2 * reach_px + 1
+    glare = bone[None]
+    for _ in range(2):
+        padded = functional.pad(glare, (reach_px,) * 4, mode="replicate")
+        glare = functional.avg_pool2d(padded, width, 1)
+    return hu + amount_hu * (2.0 * glare[0]).clamp(max=1.0) * (1.0 - bone)
+
+
+def _shading(rows: int, cols: int, sd_hu: float, generator: torch.Generator) -> Tensor:
+    """(1, rows, cols) smooth field, a few waves across."""
+    coarse = sd_hu * torch.randn((1, 1, 4, 4), generator=generator)
+    size = (rows, cols)
+    return functional.interpolate(coarse, size, mode="bicubic", align_corners=True)[0]
 
 
 def _warp_grid(rows: int, cols: int, strengths: Strengths, generator: torch.Generator) -> Tensor:

@@ -274,6 +274,7 @@ class Phase(Settings):
         area_power: Positives are drawn in proportion to their clot pixels to this power.
         loss: Weights of the loss.
         validate_steps: Steps between validations.
+        augment: Strengths of the augmentation, in place of the run's.
     """
 
     name: str
@@ -289,6 +290,7 @@ class Phase(Settings):
     loss: Stage1Loss = Stage1Loss()
     shares: Shares = Shares()
     validate_steps: int = Field(default=500, ge=1)
+    augment: Strengths | None = None
 
 
 class Stage1Settings(Settings):

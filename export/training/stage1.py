@@ -317,7 +317,7 @@ class Stage1Run:
             self.data.grid,
             phase,
             seed=seed,
-            strengths=self.settings.augment,
+            strengths=phase.augment or self.settings.augment,
             targets=self.system.targets,
             min_pixels=self.data.min_pixels,
         )

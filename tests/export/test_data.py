@@ -211,3 +211,43 @@ def test_splits_may_not_share_a_patient(data_settings: DataSettings) -> None:
     values["test"] = {"first_seed": 11, "pairs": 5}
     with pytest.raises(ValueError, match="overlap"):
         DataSettings.model_validate(values)
+
+
+def test_glare_is_beside_bone_and_leaves_bone_and_far_tissue_as_they_are() -> None:
+    hu = torch.full((1, 64, 64), 35.0)
+    hu[:, :, 30:36] = 1200.0
+    glaring = OFF.model_copy(update={"bone_glare_share": 1.0, "bone_glare_hu_max": 20.0})
+    most = 0.0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        changed, _ = augmented(hu.clone(), hu > 1e4, glaring, generator, positive=False)
+        added = (changed - hu)[0, 32]
+        assert float(added[30:36].abs().max()) == 0.0
+        assert float(added[:24].abs().max()) == 0.0
+        assert 0.0 <= float(added.min()) <= float(added.max()) <= 20.0
+        assert float(added[29]) > float(added[27])
+        most = max(most, float(added[29]))
+    assert most > 5.0
+
+
+def test_soft_tissues_part_about_their_middle_and_shading_has_its_size() -> None:
+    hu = torch.tensor([-50.0, 30.0, 40.0, 60.0, 300.0]).repeat(1, 8, 1)
+    parted = OFF.model_copy(update={"tissue_gain_log_sd": 0.3})
+    changed, _ = augmented(
+        hu.clone(), hu > 1e4, parted, torch.Generator().manual_seed(1), positive=True
+    )
+    low, gray, middle, blood, bone = changed[0, 0].tolist()
+    assert (low, middle, bone) == (-50.0, 40.0, 300.0)
+    assert (blood - 40.0) == pytest.approx(2.0 * (40.0 - gray))
+    assert blood != 60.0
+    flat = torch.zeros(1, 64, 64)
+    shaded = OFF.model_copy(update={"shading_hu_sd": 3.0})
+    sizes = [
+        float(
+            augmented(
+                flat.clone(), flat > 1, shaded, torch.Generator().manual_seed(seed), positive=True
+            )[0].std()
+        )
+        for seed in range(20)
+    ]
+    assert 1.0 < sum(sizes) / len(sizes) < 5.0

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from export.bundle import BundleSettings, load_trained, make_bundle
+from export.datasets.augment import OFF, Strengths
 from export.datasets.labels import UNSURE
 from export.datasets.store import StoredStudy, StudyRecord, open_pairs, write_study
 from export.models.radnet import SliceClassifier, SliceContext, SliceOutput, consecutive_score
@@ -208,6 +210,21 @@ def test_resumed_stage_1_equals_an_uninterrupted_one(
     stopped = train_stage1(store, tmp_path, 1, 3, 99)
     for name, value in straight["mean"].items():
         assert torch.equal(value, stopped.mean.state[name]), name
+
+
+def test_a_phase_may_have_an_augmentation_of_its_own(store: Path, tmp_path: Path) -> None:
+    def weights(name: str, of_run: Strengths, of_phase: Strengths | None) -> dict[str, Tensor]:
+        phases = [phase.model_copy(update={"augment": of_phase}) for phase in STAGE1.phase]
+        settings = STAGE1.model_copy(update={"augment": of_run, "phase": tuple(phases)})
+        run = Stage1Run(settings, DATA, store, tmp_path / name, resume=False)
+        run.train(lambda: False, QUIET)
+        return dict(run.model.state_dict())
+
+    shifted = OFF.model_copy(update={"shift_hu_sd": 20.0})
+    of_run, of_phase = weights("run", shifted, None), weights("phase", OFF, shifted)
+    assert all(torch.equal(value, of_phase[name]) for name, value in of_run.items())
+    still = weights("neither", OFF, None)
+    assert not all(torch.equal(value, still[name]) for name, value in of_run.items())
 
 
 def test_resumed_stage_2_equals_an_uninterrupted_one(
