@@ -119,7 +119,7 @@ def held_by(node: Node) -> Held:
 
 
 def results(node: Node) -> int:
-    return sum(1 for _ in node.results.glob("*/*/result-v*/document.json"))
+    return sum(1 for _ in node.results.glob("[0-9]*/*/result-v*/document.json"))
 
 
 def held_under_load(node: Node, until: float) -> dict[int, Held]:
