@@ -64,7 +64,7 @@ class Watch:
             else structlog.dev.ConsoleRenderer(colors=False, repr_native_str=True)
         )
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-            structlog.PrintLogger(cast(TextIO, _Lenient(output))),
+            structlog.WriteLogger(cast(TextIO, _Lenient(output))),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,8 +210,13 @@ def percentiles(values: Sequence[float]) -> str:
 
 
 def logged(node: Node, event: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in node.log.read_text().splitlines() if line[:1] == "{"]
-    return [line for line in lines if line["event"] == event]
+    found: list[dict[str, Any]] = []
+    for text in node.log.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # a kill may cut a line
+            line = json.loads(text)
+            if line["event"] == event:
+                found.append(line)
+    return found
 
 
 def make_study(folder: Path) -> Study:

@@ -1,5 +1,6 @@
 """Senders that send what nobody should: refused, and the node works on."""
 
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -51,11 +52,13 @@ def spoilt(negative: Study, tmp_path: Path) -> Callable[..., Path]:
 
 def outside(node: Node) -> set[Path]:
     """Files around the node that it has no business with."""
-    return {
-        path
-        for path in node.folder.parent.rglob("*")
-        if not path.is_relative_to(node.state) and not path.is_relative_to(node.results)
-    }
+    found: set[Path] = set()
+    for folder, folders, files in os.walk(node.folder.parent):
+        folders[:] = [
+            name for name in folders if Path(folder, name) not in {node.state, node.results}
+        ]
+        found |= {Path(folder, name) for name in (*folders, *files)}
+    return found
 
 
 @pytest.mark.parametrize(

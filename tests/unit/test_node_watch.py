@@ -116,6 +116,21 @@ def test_lines_of_several_threads_do_not_mix() -> None:
     assert sorted(line["n"] for line in lines(output)) == sorted([0, 1, 2, 3] * 100)
 
 
+def test_a_line_is_written_in_one_piece_with_its_end() -> None:
+    """Else a kill leaves half a line, which the next process goes on with."""
+
+    class Pieces(StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return super().write(text)
+
+    pieces: list[str] = []
+    log = Watch(b"key", output=Pieces()).log
+    log.info("first")
+    log.info("second")
+    assert [piece[-1] for piece in pieces] == ["\n", "\n"]
+
+
 def test_two_nodes_of_a_process_count_for_themselves() -> None:
     one, other = Watch(b"key"), Watch(b"key")
     one.slices.labels("0x0000").inc()
