@@ -52,6 +52,7 @@ class Node:
         self._stopping = threading.Event()
         self._listens = False
         self._studies: Studies | None = None
+        self._receiver: Receiver | None = None
         self.watch: Watch
 
     def __enter__(self) -> Self:
@@ -91,8 +92,8 @@ class Node:
         return (
             self._listens
             and not self._stopping.is_set()
-            and self._studies is not None
-            and self._studies.room()
+            and self._receiver is not None
+            and self._receiver.room()
         )
 
     def problems(self) -> list[str]:
@@ -140,7 +141,7 @@ class Node:
         studies = self._studies = Studies(
             settings, ledger, inbox, parcels, detectors, watch, outbox.wake
         )
-        receiver = Receiver(settings, inbox, studies, watch, outbox.commitment)
+        receiver = self._receiver = Receiver(settings, inbox, studies, watch, outbox.commitment)
         with self._threads.of("outbox"):
             outbox.start()
             stack.callback(outbox.stop, STOP_S["outbox"])

@@ -193,6 +193,14 @@ class Receiver:
         self._library.detach()
         self._watch.log.info("receiver_stopped")
 
+    def room(self) -> bool:
+        """Whether slices are taken: the disk and the queue have room.
+
+        Raises:
+            OSError: The disk cannot be asked.
+        """
+        return self._intake.room() and self._free_bytes() >= self._reserve_bytes()
+
     def _accept(self, server: Server) -> None:
         while True:
             try:
@@ -330,16 +338,23 @@ class Receiver:
         except Exception as exc:  # noqa: BLE001  # it is kept: the sender is done with it
             self._watch.failed("slice_not_offered", exc)
 
+    def _free_bytes(self) -> int:
+        free = shutil.disk_usage(self._inbox.scratch).free
+        self._watch.free_disk_bytes.set(free)
+        return free
+
+    def _reserve_bytes(self) -> int:
+        return self._limits.free_disk_bytes + self._intake.owed_bytes()
+
     def _check_room(self, data_set: DataSet) -> None:
         limits = self._limits
         if data_set.problem == "large":
             raise _Refused(
                 DOES_NOT_MATCH, f"larger than limits.object_bytes ({limits.object_bytes})"
             )
-        free = shutil.disk_usage(self._inbox.scratch).free
-        self._watch.free_disk_bytes.set(free)
-        owed = self._intake.owed_bytes()
-        if data_set.problem == "full" or free < limits.free_disk_bytes + owed + data_set.size:
+        reserve = self._reserve_bytes()
+        if data_set.problem == "full" or self._free_bytes() < reserve + data_set.size:
+            owed = reserve - limits.free_disk_bytes
             raise _Refused(NO_RESOURCES, f"disk below limits.free_disk_bytes + {owed} for results")
         if not self._intake.room():
             raise _Refused(NO_RESOURCES, f"limits.waiting_slices ({limits.waiting_slices})")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deliveries import eventually
@@ -208,6 +210,18 @@ def answers(port: int) -> bool:
     return bool(status == 0x0000)
 
 
+def test_a_node_is_not_ready_while_it_refuses_slices_for_lack_of_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = settings(tmp_path)
+    disk = SimpleNamespace(free=told.limits.free_disk_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    with Node(told) as node:
+        assert node.ready()
+        disk.free -= 1
+        assert not node.ready()
+
+
 def test_a_node_listens_and_ends_and_leaves_no_thread(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     told = settings(tmp_path)
@@ -219,7 +233,7 @@ def test_a_node_listens_and_ends_and_leaves_no_thread(tmp_path: Path) -> None:
         assert answers(told.listen.port)
     assert not node.ready()
     assert not listens(told.listen.port)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not set(threading.enumerate()) - before
