@@ -147,8 +147,8 @@ def _tissues_apart(hu: Tensor, gain: float) -> Tensor:
 def _with_bone_glare(hu: Tensor, amount_hu: float, reach_px: int) -> Tensor:
     """Brighten what lies beside bone, as partial volume, beam hardening and membranes do.
 
-    At the surface of a plate twice as wide as the reach or wider it comes near the whole amount; from
-    twice the reach on it is nothing.
+    At the surface of a plate at least twice as wide as the reach it comes near the whole amount;
+    from twice the reach on it is nothing.
     """
     bone = ((hu - BONE_HU[0]) / (BONE_HU[1] - BONE_HU[0])).clamp(0.0, 1.0)
     width = 2 * reach_px + 1
