@@ -1,7 +1,7 @@
 """Settings of data generation and training, read from TOML; an unknown key is an error."""
 
 import tomllib
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -98,8 +98,10 @@ class SourceSettings(Settings):
     Attributes:
         store: Its folder, within the one that the command is given.
         share: Of what is drawn for training.
-        collection: The real studies of which collection it holds; ``None``: pairs of a phantom, by
-            the seeds of the splits.
+        collection: The real studies of which collection it holds; ``None``: pairs, by the seeds of
+            the splits.
+        train: Seeds of its pairs, where they are not those of the splits: findings painted into
+            real studies beside phantoms, say. Such a source is trained on only.
         validation: Share of the patients, as the index of the collection was made.
         test: The same.
     """
@@ -107,8 +109,16 @@ class SourceSettings(Settings):
     store: str
     share: float = Field(gt=0, le=1)
     collection: str | None = None
+    train: SplitSettings | None = None
     validation: float = Field(default=0.1, ge=0, le=1)
     test: float = Field(default=0.2, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _seeds_of_pairs(self) -> "SourceSettings":
+        if self.collection and self.train:
+            message = f"{self.store}: a collection of real studies has no seeds to train on"
+            raise ValueError(message)
+        return self
 
 
 class BackgroundSettings(Settings):
@@ -177,15 +187,22 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _disjoint(self) -> "DataSettings":
-        splits = [s for s in (self.train, self.validation, self.test) if s.pairs]
-        ranges = sorted((s.seeds for s in splits), key=lambda r: r.start)
-        for lower, upper in pairwise(ranges):
-            if upper.start < lower.stop:
-                message = (
-                    f"seeds {lower} and {upper} overlap: a patient would be trained and tested on"
-                )
-                raise ValueError(message)
+        held = [s.seeds for s in (self.validation, self.test) if s.pairs]
+        for own in (self.train, *(s.train for s in self.source if s.train)):
+            ranges = sorted([*held, own.seeds] if own.pairs else held, key=lambda r: r.start)
+            for lower, upper in pairwise(ranges):
+                if upper.start < lower.stop:
+                    message = (
+                        f"seeds {lower} and {upper} overlap: a patient would be trained and tested "
+                        "on"
+                    )
+                    raise ValueError(message)
         return self
+
+    def trained_on(self) -> list[range]:
+        """Seeds of the pairs that a run with these settings learns from."""
+        own = [s.train for s in self.source if s.train]
+        return [s.seeds for s in (self.train, *own) if s.pairs]
 
     def refuse_mixing(self, earlier: "DataSettings", source: str) -> None:
         """Refuse to go on from what was trained on other planes, or on patients held back here.
@@ -203,8 +220,8 @@ class DataSettings(Settings):
                 f"{source} was trained on the grid of {earlier.name!r} ({earlier.grid}), expected "
                 f"that of {self.name!r} ({self.grid})"
             )
-        seen = earlier.train.seeds
-        for name, held in (("validation", self.validation.seeds), ("test", self.test.seeds)):
+        splits = {"validation": self.validation.seeds, "test": self.test.seeds}
+        for (name, held), seen in product(splits.items(), earlier.trained_on()):
             if max(seen.start, held.start) < min(seen.stop, held.stop):
                 raise ConfigurationError(
                     f"{source} was trained on seeds {seen.start} to {seen.stop - 1} of "

@@ -50,12 +50,12 @@ def open_sources(
     wanted = [
         source
         for source in data.source
-        if split == "train" or source.collection or not data.unpaired
+        if split == "train" or source.collection or not (data.unpaired or source.train)
     ]
     return [
         _real(source, data, folder / source.store, split, pairs, annotated_only=annotated_only)
         if source.collection
-        else of_pairs(_all_pairs(folder / source.store, seeds, pairs), source.share)
+        else of_pairs(_all_pairs(folder / source.store, source.train or seeds, pairs), source.share)
         for source in wanted
     ]
 

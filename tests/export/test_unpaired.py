@@ -213,6 +213,35 @@ def test_sources_are_drawn_by_their_shares(store: Path, root: Path, data: DataSe
     assert batch.labels.tolist().count(1) == 16
 
 
+def test_a_source_of_pairs_may_have_its_own_seeds_and_is_not_validated_on(
+    store: Path, data_settings: DataSettings
+) -> None:
+    values = data_settings.model_dump()
+    painted = {"store": "painted", "share": 0.25, "train": {"first_seed": 2, "pairs": 1}}
+    values["source"] = [{"store": store.name, "share": 0.75}, painted]
+    data = DataSettings.model_validate(values)
+    (store.parent / "painted").symlink_to(store)
+    phantoms, one = open_sources(data, store.parent, "train")
+    assert [pair.positive.record.seed for pair in phantoms.pairs] == [0, 1, 2]
+    assert [pair.positive.record.seed for pair in one.pairs] == [2]
+    (held,) = open_sources(data, store.parent, "validation")
+    assert [pair.positive.record.seed for pair in held.pairs] == [10, 11]
+
+
+def test_seeds_of_a_source_may_not_be_held_back(data_settings: DataSettings) -> None:
+    values = data_settings.model_dump()
+    held_back = {"store": "painted", "share": 1.0, "train": {"first_seed": 9, "pairs": 2}}
+    with pytest.raises(ValueError, match="overlap"):
+        DataSettings.model_validate({**values, "source": [held_back]})
+    elsewhere = {**held_back, "train": {"first_seed": 40, "pairs": 2}}
+    earlier = DataSettings.model_validate({**values, "source": [elsewhere]})
+    later = DataSettings.model_validate({**values, "test": {"first_seed": 41, "pairs": 2}})
+    with pytest.raises(ConfigurationError, match="would be known"):
+        later.refuse_mixing(earlier, "stage1.pt")
+    with pytest.raises(ValueError, match="no seeds to train on"):
+        SourceSettings.model_validate({**elsewhere, "collection": "made-up"})
+
+
 def test_slabs_without_a_twin_are_validated_against_others(root: Path, data: DataSettings) -> None:
     (validation,) = open_sources(data, root, "validation")
     index = index_slabs(validation, 5)
