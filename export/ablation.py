@@ -11,7 +11,7 @@ checkpoints that are there. A row that is named more than once has several train
 
 Thresholds are chosen on the validation pairs of the store, everything is measured on test pairs,
 which are made in ``--held-out`` where they are not there yet. Writes ``ablation.json`` and
-``ablation.md``, which ``export.bundle --ablation`` puts into the model card.
+``ablation.md``, which ``export.bundle --section`` puts into the model card.
 """
 
 import json

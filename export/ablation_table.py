@@ -311,7 +311,7 @@ def paper_difference(
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The table, the paper's figures in it, and the effects in words.
+    """A section with the table, the paper's figures in it, and the effects in words.
 
     Args:
         document: ``rows`` as of `row_summary`; ``effects`` with their ``words``; ``pairs`` and
@@ -320,6 +320,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     counts = sorted({len(row["trainings"]) for row in document["rows"]})
     trained = " or ".join(map(str, counts))
     lines = [
+        "## Ablation",
+        "",
         f"On {document['pairs']} held-out pairs of synthetic studies (seeds from",
         f"{document['first_seed']}), at thresholds chosen on validation pairs. Trainings of a row:",
         f"{trained}; where there are several, a number is their mean, with the lowest and the",

@@ -279,7 +279,7 @@ def make_bundle(
     evaluation: Mapping[str, Any] | None = None,
     *,
     shifted: Mapping[str, Any] | None = None,
-    ablation: str | None = None,
+    sections: Sequence[str] = (),
 ) -> tuple[Bundle, ParityReport]:
     """Export, check and write.
 
@@ -290,7 +290,7 @@ def make_bundle(
         evaluation: What ``export.evaluate`` wrote for these weights, if anything; it goes into the
             model card.
         shifted: The same on studies of another phantom configuration.
-        ablation: Markdown for the model card.
+        sections: Further ones for the model card, as Markdown with a heading of their own.
 
     Raises:
         InputError: The graphs do not compute what PyTorch computes, the evaluation is of other
@@ -347,7 +347,7 @@ def make_bundle(
         contents[GOLDEN_FILE] = golden.to_bytes()
         if trained.log:
             contents |= trained.log.files()
-        contents[CARD_FILE] = model_card(document, trained.system.card, ablation).encode()
+        contents[CARD_FILE] = model_card(document, trained.system.card, sections).encode()
         return write_bundle(folder, document, contents), report
 
 
@@ -403,6 +403,22 @@ def _refuse_other_rule(rule: Rule, trained: Trained) -> None:
         )
 
 
+def read_section(path: Path) -> str:
+    """A section of a model card.
+
+    Raises:
+        InputError: It does not begin with a heading of the second level.
+    """
+    text = path.read_text().strip()
+    if not text.startswith("## "):
+        raise InputError(
+            f"{path}: the first line is {text[:40].splitlines()[:1]}, expected a heading such as "
+            "'## Ablation', under which the model card can show the rest",
+            code=Code.INVALID_ARGUMENT,
+        )
+    return text
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -417,8 +433,13 @@ def main(
     shifted: Annotated[
         Path | None, typer.Option(help="The same of shifted studies, for the model card.")
     ] = None,
-    ablation: Annotated[
-        Path | None, typer.Option(help="Markdown that export.ablation wrote, for the model card.")
+    section: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Markdown with a '## ' heading, for the end of the model card; may be repeated.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
 ) -> None:
     """Make a bundle of two checkpoints."""
@@ -431,7 +452,7 @@ def main(
             out,
             json.loads(evaluation.read_text()) if evaluation else None,
             shifted=json.loads(shifted.read_text()) if shifted else None,
-            ablation=ablation.read_text() if ablation else None,
+            sections=[read_section(path) for path in section or ()],
         )
     table = Table("graph", "kB", "difference from PyTorch", title=f"{bundle.folder}")
     for name, difference in report.nodes.items():

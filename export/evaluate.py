@@ -7,16 +7,19 @@ for the same bundle, engine and phantom), ``evaluation.json`` and plots. Seeds t
 trained or validated on are refused. ``--phantom`` names a configuration of the bundle's anatomy,
 e.g. ``export/configs/ich-shifted.toml``: studies unlike those it was trained on.
 ``--semi-synthetic`` names a folder with a real series instead, into which findings are painted.
+
+A patient of whom either study is not processed is in no measure: ``not_processed`` counts them.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 from rich.console import Console
@@ -31,7 +34,15 @@ from export.datasets.labels import slab_label
 from export.datasets.semisynthetic.painted import RealPairs
 from export.evaluation_plots import write_plots, write_reliability
 from export.held_out import held_out
-from export.measures import SlabCase, StudyCase, summary
+from export.measures import (
+    Cases,
+    RefusedPair,
+    SlabCase,
+    StudyCase,
+    not_processed,
+    reasons_text,
+    summary,
+)
 from export.phantoms import (
     AnatomyOption,
     ArteriesOption,
@@ -47,7 +58,11 @@ from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import Lesion, SyntheticStudy, open_phantom
 from pe_infer.result import StudyResult, Update
 
-CASE_VERSION: Final = 3  # of the lines in studies.jsonl
+CASE_VERSION: Final = 4  # of the lines in studies.jsonl
+CASES_FILE, RESULT_FILE = "studies.jsonl", "evaluation.json"
+
+Pair: TypeAlias = Sequence[StudyCase] | RefusedPair
+"""Both studies of a patient, the positive one first, or why there is nothing to compare."""
 
 
 def study_case(
@@ -64,7 +79,7 @@ def study_case(
     """Compare a result with the truth.
 
     Args:
-        result: Of ``study``.
+        result: Of ``study``, which was processed.
         study: The phantom.
         gridded: The phantom on the patient grid.
         truth: The positive study of the pair on the grid; its mask is the control for the negative
@@ -75,13 +90,10 @@ def study_case(
         grid: The patient grid.
 
     Raises:
-        InputError: The study was not processed.
+        ValueError: The study was not processed.
     """
     if result.probability is None or result.positive is None:
-        raise InputError(
-            f"phantom {study.seed} was not processed: {result.not_processed}",
-            code=Code.INVALID_ARGUMENT,
-        )
+        raise ValueError(f"phantom {study.seed} was not processed: {result.not_processed}")
     knows = ANATOMIES[anatomy]
     pixels = truth.mask.sum(axis=(1, 2))
     place = {int(p): i for i, p in enumerate(truth.positions_um)}
@@ -124,43 +136,56 @@ def study_case(
     )
 
 
-def evaluate_pair(detector: Detector, seed: int, phantom: RealPairs) -> list[StudyCase]:
+def evaluate_pair(detector: Detector, seed: int, phantom: RealPairs) -> Pair:
     """Both studies of one patient through the detector: with lesions, then without."""
     grid = detector.bundle.manifest.grid
     negative, positive = phantom.pair(seed)
-    truth = to_grid(positive, grid)
-    cases: list[StudyCase] = []
+    said: list[tuple[StudyResult, bool]] = []
+    codes: list[str | None] = []
     for study in (positive, negative):
         updates: list[Update] = []
-        result = detector.detect(study.slices, on_update=updates.append)
-        cases.append(
-            study_case(
-                result,
-                study,
-                truth if study.positive else to_grid(study, grid),
-                truth,
-                positive.lesions,
-                alerted=any(update.provisional_alert for update in updates),
-                anatomy=phantom.anatomy,
-                grid=grid,
-            )
+        try:
+            result = detector.detect(study.slices, on_update=updates.append)
+        except InputError as exc:
+            codes.append(str(exc.code))
+            continue
+        codes.append(result.not_processed.code if result.not_processed else None)
+        said.append((result, any(update.provisional_alert for update in updates)))
+    if any(codes):
+        return RefusedPair(seed=seed, positive=codes[0], negative=codes[1])
+    truth = to_grid(positive, grid)
+    return [
+        study_case(
+            result,
+            study,
+            truth if study.positive else to_grid(study, grid),
+            truth,
+            positive.lesions,
+            alerted=alerted,
+            anatomy=phantom.anatomy,
+            grid=grid,
         )
-    return cases
+        for study, (result, alerted) in zip((positive, negative), said, strict=True)
+    ]
 
 
-def read_cases(path: Path) -> list[StudyCase]:
+def read_cases(path: Path) -> Cases:
     """What an earlier run of the command wrote: complete pairs, in the order of the file.
 
     A last line that an interruption cut short is left out.
     """
-    cases: list[StudyCase] = []
+    cases = Cases()
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            values = json.loads(line)
+        if not line.endswith("\n"):
+            continue
+        values = json.loads(line)
+        if "slabs" in values:
             values["slabs"] = [SlabCase(**slab) for slab in values["slabs"]]
-            cases.append(StudyCase(**values))
-    seeds = [case.seed for case in cases]
-    return [case for case in cases if seeds.count(case.seed) == 2]
+            cases.studies.append(StudyCase(**values))
+        else:
+            cases.refused.append(RefusedPair(**values))
+    both = Counter(case.seed for case in cases.studies)
+    return Cases(studies=[c for c in cases.studies if both[c.seed] == 2], refused=cases.refused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +215,11 @@ def _open_worker(settings: WorkerSettings) -> None:
     )
 
 
-def _pair_in_worker(seed: int) -> list[StudyCase]:
+def _pair_in_worker(seed: int) -> Pair:
     return evaluate_pair(_own["detector"], seed, _own["phantom"])
 
 
-def evaluated(
-    seeds: Sequence[int], settings: WorkerSettings, workers: int
-) -> Iterator[list[StudyCase]]:
+def evaluated(seeds: Sequence[int], settings: WorkerSettings, workers: int) -> Iterator[Pair]:
     """Pairs in the order in which processes are done with them."""
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_open_worker, initargs=(settings,)
@@ -214,8 +237,8 @@ def run(
     seeds: Sequence[int],
     out: Path,
     phantom: RealPairs,
-    pairs_of: Callable[[Sequence[int]], Iterable[list[StudyCase]]],
-) -> list[StudyCase]:
+    pairs_of: Callable[[Sequence[int]], Iterable[Pair]],
+) -> Cases:
     """Evaluate every pair that is not there yet.
 
     Args:
@@ -226,23 +249,42 @@ def run(
         pairs_of: Evaluates the pairs of the seeds that are left, in any order.
 
     Returns:
-        Both studies of every pair of ``seeds`` that is done, by seed, the positive one first.
+        Every pair of ``seeds``, by seed.
+
+    Raises:
+        InputError: No patient is left to measure: of each, a study was not processed.
     """
     folder = out / case_folder(detector, phantom)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "studies.jsonl"
+    path = folder / CASES_FILE
     cases = read_cases(path)
-    path.write_text("".join(map(_line, cases)))  # without what was cut short
-    done = {case.seed for case in cases}
+    known: list[StudyCase | RefusedPair] = [*cases.studies, *cases.refused]
+    path.write_text("".join(map(_line, known)))  # without what was cut short
+    done = {case.seed for case in known}
     if left := [seed for seed in seeds if seed not in done]:
         for pair in pairs_of(left):
+            lines = [_line(pair)] if isinstance(pair, RefusedPair) else map(_line, pair)
             with path.open("a") as file:
-                file.writelines(map(_line, pair))
-            cases += pair
+                file.writelines(lines)
+    found = of_seeds(read_cases(path), seeds)
+    if not found.studies:
+        raise InputError(
+            f"none of {len(seeds)} patients has two studies that were processed, so there is "
+            f"nothing to measure: {reasons_text(not_processed(found.refused))}. Show bundle "
+            f"{detector.bundle.manifest.name!r} studies that it is made for.",
+            code=Code.INVALID_ARGUMENT,
+        )
+    return found
+
+
+def of_seeds(cases: Cases, seeds: Sequence[int]) -> Cases:
+    """Those of some patients, by seed, positive studies first."""
     wanted = set(seeds)
-    return sorted(
-        (case for case in cases if case.seed in wanted),
-        key=lambda case: (case.seed, not case.positive),
+    studies = (case for case in cases.studies if case.seed in wanted)
+    refused = (pair for pair in cases.refused if pair.seed in wanted)
+    return Cases(
+        studies=sorted(studies, key=lambda case: (case.seed, not case.positive)),
+        refused=sorted(refused, key=lambda pair: pair.seed),
     )
 
 
@@ -253,7 +295,7 @@ def case_folder(detector: Detector, phantom: RealPairs) -> str:
     return f"{bundle[:12]}-{info.name}-{precision}-{phantom.digest()[:8]}-{CASE_VERSION}"
 
 
-def _line(case: StudyCase) -> str:
+def _line(case: StudyCase | RefusedPair) -> str:
     return json.dumps(asdict(case)) + "\n"
 
 
@@ -297,7 +339,7 @@ def main(
             real=real,
         )
 
-        def pairs_of(left: Sequence[int]) -> Iterable[list[StudyCase]]:
+        def pairs_of(left: Sequence[int]) -> Iterable[Pair]:
             found = (
                 (evaluate_pair(detector, seed, shown) for seed in left)
                 if workers == 1
@@ -317,17 +359,19 @@ def main(
         "held_out": unseen,
         "anatomy": shown.anatomy,
         "lesions": shown.lesion_name,
+        "cases": f"{case_folder(detector, shown)}/{CASES_FILE}",
         "phantom_configuration": shown.digest(),
         "shifted": real is None and shown.digest() != open_phantom(shown.anatomy).digest(),
         "semi_synthetic": str(real.folder.name) if real else None,
-        **summary(cases, ANATOMIES[shown.anatomy]),
+        "not_processed": not_processed(cases.refused),
+        **summary(cases.studies, ANATOMIES[shown.anatomy]),
         "calibration": calibration_report(
-            cases,
+            cases.studies,
             PlattScaling(scale=manifest.calibration.scale, offset=manifest.calibration.offset),
         ),
     }
-    (out / "evaluation.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    write_plots(cases, out, lesion_name=shown.lesion_name)
+    (out / RESULT_FILE).write_text(json.dumps(result, indent=1, allow_nan=False))
+    write_plots(cases.studies, out, lesion_name=shown.lesion_name)
     write_reliability(result["calibration"], out)
     console.print(_table(result))
 
@@ -339,6 +383,12 @@ def checkpoint_hashes(training: Mapping[str, Any]) -> dict[str, str]:
 
 def _table(result: Mapping[str, Any]) -> Table:
     table = Table("measure", "value", "95 % interval", title=f"{result['pairs']} pairs")
+    for code, counts in result["not_processed"]["by_code"].items():
+        table.add_row(
+            f"not processed, hence in no measure: {code}",
+            f"{counts['patients']} patients",
+            f"positive studies {counts['positive']}, negative {counts['negative']}",
+        )
     for name, value in result.items():
         if isinstance(value, dict) and "interval" in value:
             low, high = value["interval"]

@@ -92,6 +92,34 @@ class StudyCase:
         return Largest(kind=self.largest_kind, place=self.largest_place, mm3=self.largest_mm3)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefusedPair:
+    """A patient who is in no measure, since a study of theirs was not processed.
+
+    Attributes:
+        seed: Of the phantom.
+        positive: Code of why the study with lesions was not processed; ``None`` if it was.
+        negative: The same of the study without.
+    """
+
+    seed: int
+    positive: str | None
+    negative: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """The patients of an evaluation.
+
+    Attributes:
+        studies: Both studies of those of whom both were processed.
+        refused: The others.
+    """
+
+    studies: list[StudyCase] = field(default_factory=list)
+    refused: list[RefusedPair] = field(default_factory=list)
+
+
 def auc(truth: Sequence[bool], scores: Sequence[float]) -> float:
     """ROC AUC, by ranks (Mann-Whitney); not a number where only one class is there."""
     positive = np.asarray(truth, dtype=np.bool_)
@@ -192,6 +220,41 @@ def summary(studies: Sequence[StudyCase], anatomy: Anatomy, *, seed: int = 0) ->
     }
     result["by_slab_size"] = _by_size(studies, anatomy.lesion_pixels)
     return result
+
+
+def not_processed(refused: Sequence[RefusedPair]) -> dict[str, Any]:
+    """How many patients are in no measure, and why, for JSON.
+
+    Returns:
+        ``patients``, how many of their ``positive`` and ``negative`` studies were not processed,
+        and ``by_code`` the same three numbers of every reason, the most frequent first.
+    """
+
+    def counted(pairs: Sequence[tuple[bool, bool]]) -> dict[str, int]:
+        return {
+            "patients": sum(any(pair) for pair in pairs),
+            "positive": sum(positive for positive, _ in pairs),
+            "negative": sum(negative for _, negative in pairs),
+        }
+
+    codes = {code for pair in refused for code in (pair.positive, pair.negative) if code}
+    rows = {
+        code: counted([(pair.positive == code, pair.negative == code) for pair in refused])
+        for code in sorted(codes)
+    }
+    return {
+        **counted([(pair.positive is not None, pair.negative is not None) for pair in refused]),
+        "by_code": dict(sorted(rows.items(), key=lambda row: -row[1]["patients"])),
+    }
+
+
+def reasons_text(counts: Mapping[str, Any]) -> str:
+    """The reasons of `not_processed` in words."""
+    return ", ".join(
+        f"{code} {row['patients']} (studies with the finding {row['positive']}, without "
+        f"{row['negative']})"
+        for code, row in counts["by_code"].items()
+    )
 
 
 def trivial_measures(studies: Sequence[StudyCase]) -> dict[str, dict[str, float]]:

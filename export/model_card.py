@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from export.measures import reasons_text
 from export.training.validation import HIT_DISTANCE_MM
 
 HEADLINES = {
@@ -23,16 +24,16 @@ SHIFTED = (
 
 
 def model_card(
-    document: Mapping[str, Any], what_it_is: Sequence[str], ablation: str | None = None
+    document: Mapping[str, Any], what_it_is: Sequence[str], sections: Sequence[str] = ()
 ) -> str:
-    """Markdown text; every number in it comes from the manifest, or from the ablation.
+    """Markdown text; every number in it comes from the manifest, or from a section.
 
     Args:
         document: The manifest of the bundle; ``training.evaluation`` is what ``export.evaluate``
             wrote, or ``None``, and ``training.shifted`` what it wrote of another phantom
             configuration, if anything.
         what_it_is: Lines about the system.
-        ablation: Markdown of what parts of the system contribute.
+        sections: Further ones for the end, as Markdown with a heading of their own.
     """
     training = document["training"]
     lines = [
@@ -77,8 +78,8 @@ def model_card(
     lines += _evaluation(training.get("evaluation"))
     if shifted := training.get("shifted"):
         lines += ["", "## Evaluation on shifted studies", "", *SHIFTED, "", *_evaluation(shifted)]
-    if ablation:
-        lines += ["", "## Ablation", "", ablation.strip()]
+    for section in sections:
+        lines += ["", section.strip()]
     return "\n".join([*lines, ""])
 
 
@@ -108,11 +109,22 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     first, count = evaluation["first_seed"], evaluation["pairs"]
     unseen = "that training never saw" if evaluation["held_out"] else "that training may have seen"
     slabs = evaluation["positive_slabs"]
+    real = evaluation.get("semi_synthetic")
+    kind = f"semi-synthetic studies made of {real}, by seeds" if real else "synthetic studies"
+    made = "configuration" if real else "phantom configuration"
     lines = [
-        f"On {count} pairs of synthetic studies {unseen} (seeds {first} to",
-        f"{first + count - 1}, phantom configuration {_digest(evaluation)}), with",
+        f"On {count} pairs of {kind} {unseen} (seeds {first} to",
+        f"{first + count - 1}, {made} {_digest(evaluation)}), with",
         f"{evaluation['engine']}. {slabs['scored']} slabs are positive;",
         f"{slabs['gated']} more did not pass the gate and are in no measure of slabs.",
+    ]
+    refused = evaluation.get("not_processed")
+    if refused and refused["patients"]:
+        lines += [
+            f"{refused['patients']} of {count} patients are in no measure, since a study of theirs",
+            f"was not processed: {reasons_text(refused)}.",
+        ]
+    lines += [
         "",
         "| measure | value | 95 % interval |",
         "|---|---|---|",
@@ -152,7 +164,7 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
         "|---|---|---|",
     ]
     for key, name in names.items():
-        both = " | ".join(_with_interval(calibration[w][key], 3) for w in ("before", "after"))
+        both = " | ".join(interval_text(calibration[w][key], 3) for w in ("before", "after"))
         lines.append(f"| {name} | {both} |")
     return lines
 
@@ -170,16 +182,15 @@ def _by_group(grouping: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        measured = " | ".join(
-            _with_interval(row.get(k)) for k in ("auc", "sensitivity", "peak_hit")
-        )
+        measured = " | ".join(interval_text(row.get(k)) for k in ("auc", "sensitivity", "peak_hit"))
         lines.append(
             f"| {row['group']} | {row['studies']} | {row['verdicts_right']} | {measured} |"
         )
     return lines
 
 
-def _with_interval(measured: Mapping[str, Any] | None, digits: int = 2) -> str:
+def interval_text(measured: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """Value and interval; a dash where there is none."""
     if measured is None:
         return "-"
     value, low, high = (f"{v:.{digits}f}" for v in (measured["value"], *measured["interval"]))

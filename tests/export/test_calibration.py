@@ -126,7 +126,7 @@ def test_the_model_card_has_the_numbers_of_an_evaluation_of_these_weights(
     assert "never saw" not in model_card(document, ["A network."])
 
 
-def test_the_model_card_has_shifted_studies_and_an_ablation(
+def test_the_model_card_has_shifted_studies_and_further_sections_in_their_order(
     checkpoints: list[Path], tmp_path: Path
 ) -> None:
     settings = load_settings(DEFAULT_CONFIG, BundleSettings)
@@ -138,10 +138,11 @@ def test_the_model_card_has_shifted_studies_and_an_ablation(
     for swapped in ({"evaluation": shifted}, {"shifted": usual}):
         with pytest.raises(InputError, match="expected the default one"):
             make_bundle(settings, trained, tmp_path, **swapped)
-    make_bundle(settings, trained, tmp_path, usual, shifted=shifted, ablation="| a | b |")
+    sections = ["## Ablation\n\n| a | b |\n", "## Real studies\n\nNone."]
+    make_bundle(settings, trained, tmp_path, usual, shifted=shifted, sections=sections)
     card = (tmp_path / "MODEL_CARD.md").read_text()
     before, after = card.split("## Evaluation on shifted studies")
     assert "seeds 4000" in before
     assert "seeds 9000" in after
-    assert after.endswith("## Ablation\n\n| a | b |\n")
+    assert after.endswith("\n\n## Ablation\n\n| a | b |\n\n## Real studies\n\nNone.\n")
     assert Bundle.load(tmp_path).manifest.training["shifted"]["first_seed"] == 9000

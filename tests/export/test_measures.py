@@ -12,7 +12,19 @@ from sklearn.metrics import roc_auc_score
 from export.anatomies import ANATOMIES, Largest
 from export.evaluate import read_cases
 from export.held_out import held_out
-from export.measures import COMBINED, SlabCase, StudyCase, auc, measures, summary, trivial_measures
+from export.measures import (
+    COMBINED,
+    Cases,
+    RefusedPair,
+    SlabCase,
+    StudyCase,
+    auc,
+    measures,
+    not_processed,
+    reasons_text,
+    summary,
+    trivial_measures,
+)
 from export.training.config import DataSettings, load_settings
 from pe_infer.errors import ConfigurationError
 from pe_infer.phantom import ANATOMIES as PHANTOMS
@@ -185,15 +197,35 @@ def test_trivial_scores_are_given_their_best_direction_and_their_pairs() -> None
 
 def test_cases_are_read_back_in_whole_pairs(tmp_path: Path) -> None:
     path = tmp_path / "studies.jsonl"
-    assert read_cases(path) == []
+    assert read_cases(path) == Cases()
     studies = pairs_of([0.9, 0.8], [0.1, 0.2])
-    lines = [json.dumps(asdict(study)) for study in studies]
+    refused = [RefusedPair(seed=7, positive="check.noise", negative=None)]
+    lines = [json.dumps(asdict(each)) for each in (*refused, *studies)]
     path.write_text("\n".join(lines) + "\n")
-    assert read_cases(path) == studies
+    assert read_cases(path) == Cases(studies=studies, refused=refused)
     path.write_text("\n".join(lines))  # the last one was cut short
-    assert read_cases(path) == studies[:2]
-    path.write_text("\n".join(lines[:3]) + "\n")
-    assert read_cases(path) == studies[:2]
+    assert read_cases(path) == Cases(studies=studies[:2], refused=refused)
+    path.write_text("\n".join(lines[:4]) + "\n")
+    assert read_cases(path) == Cases(studies=studies[:2], refused=refused)
+
+
+def test_patients_without_a_measure_are_counted_by_reason_and_study() -> None:
+    refused = [
+        RefusedPair(seed=0, positive="check.opacification", negative="check.opacification"),
+        RefusedPair(seed=1, positive=None, negative="check.opacification"),
+        RefusedPair(seed=2, positive="check.noise", negative="gate.no_organ"),
+    ]
+    counts = not_processed(refused)
+    assert (counts["patients"], counts["positive"], counts["negative"]) == (3, 2, 3)
+    assert list(counts["by_code"]) == ["check.opacification", "check.noise", "gate.no_organ"]
+    assert counts["by_code"]["check.opacification"] == {
+        "patients": 2,
+        "positive": 1,
+        "negative": 2,
+    }
+    assert counts["by_code"]["check.noise"]["negative"] == 0
+    text = reasons_text(counts)
+    assert text.startswith("check.opacification 2 (studies with the finding 1, without 2), ")
 
 
 def test_seeds_of_training_and_validation_are_refused() -> None:
