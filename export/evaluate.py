@@ -295,6 +295,31 @@ def case_folder(detector: Detector, phantom: RealPairs) -> str:
     return f"{bundle[:12]}-{info.name}-{precision}-{phantom.digest()[:8]}-{CASE_VERSION}"
 
 
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What the command wrote.
+
+    Raises:
+        InputError: It wrote nothing there.
+    """
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{path}: is not there. Give the --out of 'python -m export.evaluate'.",
+            code=Code.INVALID_ARGUMENT,
+        )
+    evaluation: dict[str, Any] = json.loads(path.read_text())
+    return evaluation
+
+
+def evaluated_cases(folder: Path, evaluation: Mapping[str, Any]) -> Cases | None:
+    """The patients of an evaluation, by seed; ``None`` if they are not beside it any more."""
+    path = folder / evaluation.get("cases", "")
+    if not path.is_file():
+        return None
+    first = evaluation["first_seed"]
+    return of_seeds(read_cases(path), range(first, first + evaluation["pairs"]))
+
+
 def _line(case: StudyCase | RefusedPair) -> str:
     return json.dumps(asdict(case)) + "\n"
 
