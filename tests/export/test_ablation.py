@@ -214,6 +214,7 @@ def test_a_row_has_mean_and_range_of_its_trainings_and_the_papers_numbers() -> N
     assert row["study"]["auc"] == {"mean": np.mean(aucs), "low": min(aucs), "high": max(aucs)}
     document = {"rows": [row], "effects": [], "pairs": 60, "first_seed": 9, "source": "A 2020"}
     text = markdown(document)
+    assert text.startswith("## Ablation\n\n")  # a section of the model card
     assert f"{np.mean(aucs):.3f} ({min(aucs):.3f} to {max(aucs):.3f}) |" in text
     assert "| *paper: a* | - | - | - | - | *0.812* |" in text
     assert "| *paper: a* | - | - | - | - | *0.953* | - | - |" in text

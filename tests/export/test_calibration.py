@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.bundle import DEFAULT_CONFIG, BundleSettings, load_trained, make_bundle
+from export.bundle import (
+    DEFAULT_CONFIG,
+    BundleSettings,
+    load_trained,
+    make_bundle,
+    read_section,
+)
 from export.calibration import PlattScaling, choose_points, fit_calibration
 from export.model_card import HEADLINES, model_card
 from export.training.config import load_settings
@@ -146,3 +152,50 @@ def test_the_model_card_has_shifted_studies_and_further_sections_in_their_order(
     assert "seeds 9000" in after
     assert after.endswith("\n\n## Ablation\n\n| a | b |\n\n## Real studies\n\nNone.\n")
     assert Bundle.load(tmp_path).manifest.training["shifted"]["first_seed"] == 9000
+
+
+def card_of(measured: dict[str, Any]) -> str:
+    """The card of a bundle with this evaluation and nothing else to tell, on one line."""
+    at, loss = {"step": 1, "minutes": 2.0}, {"cross_entropy": 1.0, "dice": 1.0, "focal": 0.0}
+    document = {
+        "name": "n",
+        "version": "1",
+        "intended_use": "none",
+        "operating_points": [],
+        "training": {
+            "data": "d",
+            "stage1": {"progression": at, "loss": loss},
+            "stage2": {"progression": at},
+            "evaluation": measured,
+        },
+    }
+    return " ".join(model_card(document, []).split())
+
+
+def test_the_model_card_says_who_was_not_processed() -> None:
+    counts = {"patients": 2, "positive": 2, "negative": 1}
+    nobody = {"patients": 0, "positive": 0, "negative": 0, "by_code": {}}
+    refused = {**counts, "by_code": {"check.opacification": counts}}
+    assert "2 of 7 patients are in no measure, since a study of theirs was not processed: " in (
+        card := card_of({**evaluation({}), "not_processed": refused})
+    )
+    assert "check.opacification 2 (studies with the finding 2, without 1)." in card
+    for without in ({}, {"not_processed": nobody}):
+        assert "processed" not in card_of({**evaluation({}), **without})
+
+
+def test_the_model_card_names_the_real_study_that_pairs_were_made_of() -> None:
+    assert "7 pairs of synthetic studies that training never saw" in card_of(evaluation({}))
+    real = card_of({**evaluation({}), "semi_synthetic": "chest_contrast"})
+    assert "7 pairs of semi-synthetic studies made of chest_contrast" in real
+    assert " synthetic studies" not in real
+
+
+def test_a_section_has_a_heading_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "section.md"
+    path.write_text("\n## Ablation\n\ntext\n")
+    assert read_section(path) == "## Ablation\n\ntext"
+    for wrong in ("", "text", "# Title", "### Part\n"):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match="expected a heading"):
+            read_section(path)
