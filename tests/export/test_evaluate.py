@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from typer.testing import CliRunner
 from export import evaluate as command
 from export.anatomies import ANATOMIES
 from export.bundle import BundleSettings, Trained, make_bundle
-from export.check_studies import with_noise
 from export.datasets.generate import to_grid
 from export.evaluate import (
     Pair,
@@ -30,7 +28,7 @@ from export.evaluate import (
     run,
 )
 from export.evaluation_plots import write_plots
-from export.measures import RefusedPair, StudyCase, not_processed, summary
+from export.measures import RefusedPair, StudyCase, summary
 from export.systems.radnet import Radnet
 from export.training.config import DataSettings, Stage1Loss, load_settings
 from export.trivial import head_scores
@@ -43,7 +41,6 @@ from pe_infer.geometry import PatientGrid
 from pe_infer.manifest import Check
 from pe_infer.phantom import Phantom, open_phantom
 from pe_infer.phantom.chest.phantom import ChestPhantom
-from pe_infer.phantom.chest.study import PhantomStudy
 from pe_infer.phantom.head.phantom import HeadPhantom
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
@@ -167,35 +164,6 @@ def test_processes_say_what_one_says(head_bundle: Path, tmp_path: Path) -> None:
     ]
 
 
-NOISY_HU = 400.0
-
-
-class NoisyPairs:
-    """Coarse chests, some studies of which are very noisy."""
-
-    anatomy = "chest"
-
-    def __init__(self, noisy: set[tuple[int, bool]]) -> None:
-        """Take seeds, and whether the positive study of the pair is the noisy one."""
-        chests = coarse_phantom("chest")
-        assert isinstance(chests, ChestPhantom)
-        self.chests, self.noisy, self.lesion_name = chests, noisy, chests.lesion_name
-
-    def digest(self) -> str:
-        """Of the phantom: a set of noisy studies is never changed."""
-        return self.chests.digest()
-
-    def pair(self, seed: int) -> tuple[PhantomStudy, PhantomStudy]:
-        """Without lesions, and with."""
-        without, with_lesions = self.chests.pair(seed)
-        return self._made(without), self._made(with_lesions)
-
-    def _made(self, study: PhantomStudy) -> PhantomStudy:
-        if (study.seed, study.positive) not in self.noisy:
-            return study
-        return replace(study, slices=with_noise(study.slices, NOISY_HU, study.seed))
-
-
 def noise_check(limit_hu: float) -> Check:
     """Refuses studies with more noise."""
     measure = {"kind": "noise", "low_hu": -1024.0, "high_hu": 3000.0, "quantile": 0.5, "cell_px": 4}
@@ -203,65 +171,12 @@ def noise_check(limit_hu: float) -> Check:
     return Check.model_validate({**values, "refuse_above": limit_hu})
 
 
-@pytest.fixture
-def strict(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle for chests that refuses the noisy ones."""
-    folder = tmp_path / "strict"
-    shutil.copytree(bundle, folder)
-    set_checks(Bundle.load(folder), [noise_check(150.0)], "0.0.1")
-    return folder
-
-
-def test_patients_that_are_refused_are_counted_remembered_and_in_no_measure(
-    strict: Path, tmp_path: Path
-) -> None:
-    phantom = NoisyPairs({(SEED, True), (SEED + 1, False), (SEED + 2, True), (SEED + 2, False)})
-    seeds = range(SEED, SEED + 4)
-    asked: list[list[int]] = []
-
-    def pairs_of(seeds: Sequence[int]) -> list[Pair]:
-        asked.append(list(seeds))
-        return [evaluate_pair(detector, seed, phantom) for seed in seeds]
-
-    with Detector(strict, cache_dir=None, warm_up=False) as detector:
-        found = run(detector, seeds, tmp_path, phantom, pairs_of)
-        path = tmp_path / case_folder(detector, phantom) / "studies.jsonl"
-        whole = path.read_text()
-        again = run(detector, seeds, tmp_path, phantom, pairs_of)
-        path.write_text(whole.removesuffix("\n"))  # the last line was cut short
-        after_a_cut = run(detector, seeds, tmp_path, phantom, pairs_of)
-        with pytest.raises(InputError, match=r"none of 3 patients .* check\.noise 3"):
-            run(detector, seeds[:3], tmp_path, phantom, pairs_of)
-    code = "check.noise"
-    assert [(case.seed, case.positive) for case in found.studies] == [
-        (SEED + 3, True),
-        (SEED + 3, False),
-    ]
-    assert found.refused == [
-        RefusedPair(seed=SEED, positive=code, negative=None),
-        RefusedPair(seed=SEED + 1, positive=None, negative=code),
-        RefusedPair(seed=SEED + 2, positive=code, negative=code),
-    ]
-    counts = {"patients": 3, "positive": 2, "negative": 2}
-    assert not_processed(found.refused) == {**counts, "by_code": {code: counts}}
-    assert again == found
-    cut = whole.splitlines()[-1]
-    assert asked == [list(seeds), [json.loads(cut)["seed"]]]
-    assert after_a_cut.refused == found.refused
-    assert [case.probability for case in after_a_cut.studies] == [
-        case.probability for case in found.studies
-    ]
-
-
-def test_nothing_refused_is_said_to_be_so() -> None:
-    nobody = {"patients": 0, "positive": 0, "negative": 0, "by_code": {}}
-    assert not_processed([]) == nobody
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_command_tells_who_was_not_processed(
-    strict: Path, tmp_path: Path, workers: int
+    bundle: Path, tmp_path: Path, workers: int
 ) -> None:
+    strict = tmp_path / "strict"
+    shutil.copytree(bundle, strict)
     phantom, seeds = coarse_phantom("chest"), [50, 51, 52]
     set_checks(Bundle.load(strict), [noise_check(1000.0)], "0.0.2")
     noise: dict[int, float] = {}
