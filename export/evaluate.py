@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.anatomies import ANATOMIES
+from export.anatomies import ANATOMIES, ARRIVAL, FEET_FIRST, HEAD_FIRST
 from export.calibration import PlattScaling, calibration_report
 from export.command_line import PhantomOption, reported
 from export.datasets.generate import GriddedStudy, to_grid
@@ -56,9 +56,9 @@ from pe_infer import Detector
 from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import Lesion, SyntheticStudy, open_phantom
-from pe_infer.result import StudyResult, Update
+from pe_infer.result import StudyResult
 
-CASE_VERSION: Final = 4  # of the lines in studies.jsonl
+CASE_VERSION: Final = 5  # of the lines in studies.jsonl
 CASES_FILE, RESULT_FILE = "studies.jsonl", "evaluation.json"
 
 Pair: TypeAlias = Sequence[StudyCase] | RefusedPair
@@ -133,24 +133,41 @@ def study_case(
         gated_positives=gated_positives,
         slabs=slabs,
         trivial=knows.scores(gridded.hu, gridded.positions_um, grid),
+        conditions={ARRIVAL: HEAD_FIRST if head_first(study.seed) else FEET_FIRST}
+        | {
+            name: group
+            for name, each in knows.conditions.items()
+            if (group := each.group_of(study))
+        },
     )
 
 
+def head_first(seed: int) -> bool:
+    """Whether the slices of a patient arrive from the head down: half of the patients."""
+    return seed % 2 == 1
+
+
 def evaluate_pair(detector: Detector, seed: int, phantom: RealPairs) -> Pair:
-    """Both studies of one patient through the detector: with lesions, then without."""
+    """Both studies of one patient through the detector: with lesions, then without.
+
+    Slices arrive one after the other, from the feet up or from the head down.
+    """
     grid = detector.bundle.manifest.grid
     negative, positive = phantom.pair(seed)
     said: list[tuple[StudyResult, bool]] = []
     codes: list[str | None] = []
     for study in (positive, negative):
-        updates: list[Update] = []
+        alerted = False
         try:
-            result = detector.detect(study.slices, on_update=updates.append)
+            with detector.open() as stream:
+                for image in study.slices[:: -1 if head_first(seed) else 1]:
+                    alerted |= any(update.provisional_alert for update in stream.push(image))
+                result = stream.finish()
         except InputError as exc:
             codes.append(str(exc.code))
             continue
         codes.append(result.not_processed.code if result.not_processed else None)
-        said.append((result, any(update.provisional_alert for update in updates)))
+        said.append((result, alerted))
     if any(codes):
         return RefusedPair(seed=seed, positive=codes[0], negative=codes[1])
     truth = to_grid(positive, grid)
@@ -430,11 +447,12 @@ def _table(result: Mapping[str, Any]) -> Table:
         table.add_row(f"AUC of {name} (no network)", f"{number:.3f}", f"paired order {order:.3f}")
     slabs = result["positive_slabs"]
     table.add_row("positive slabs", str(slabs["scored"]), f"{slabs['gated']} more were gated")
-    for grouping, rows in result["by_largest"].items():
+    groups = {f"{name} of the largest": rows for name, rows in result["by_largest"].items()}
+    for grouping, rows in (groups | result["by_condition"]).items():
         for row in rows:
             low, high = row["auc"]["interval"]
             table.add_row(
-                f"AUC by {grouping} of the largest: {row['group']} ({row['studies']} studies, "
+                f"AUC by {grouping}: {row['group']} ({row['studies']} studies, "
                 f"{row['verdicts_right']} verdicts right)",
                 f"{row['auc']['value']:.3f}",
                 f"{low:.3f} to {high:.3f}",

@@ -17,7 +17,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from export.anatomies import Anatomy, Grouping, Largest
+from export.anatomies import ARRIVAL, FEET_FIRST, HEAD_FIRST, Anatomy, Largest
 
 BOOTSTRAPS = 1000
 SIZES_PX = (50, 150, 500, 10**9)  # lesion pixels of a plane, after what makes it positive
@@ -59,7 +59,7 @@ class StudyCase:
         probability: What the bundle said.
         called: Whether that reaches the threshold.
         threshold: Of the operating point.
-        alerted: Whether a provisional alert was on at any time, slices ascending.
+        alerted: Whether a provisional alert was on at any time.
         largest_mm3: Volume of the largest lesion of the patient, in both studies of the pair.
         largest_place: Where it is.
         largest_kind: What it is.
@@ -69,6 +69,7 @@ class StudyCase:
             them.
         slabs: Slabs with a label that passed the gate.
         trivial: Score name to score.
+        conditions: How the patient was examined: name of a condition to its group.
     """
 
     seed: int
@@ -85,6 +86,7 @@ class StudyCase:
     gated_positives: int
     slabs: list[SlabCase] = field(default_factory=list)
     trivial: dict[str, float] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
 
     @property
     def largest(self) -> Largest:
@@ -216,7 +218,15 @@ def summary(studies: Sequence[StudyCase], anatomy: Anatomy, *, seed: int = 0) ->
     }
     result |= trivial_measures(studies)
     result["by_largest"] = {
-        name: _by_group(studies, grouping, rng) for name, grouping in anatomy.groupings.items()
+        name: _by_group(studies, g.groups, [g.group_of(s.largest) for s in studies], rng)
+        for name, g in anatomy.groupings.items()
+    }
+    groups = {name: condition.groups for name, condition in anatomy.conditions.items()}
+    groups[ARRIVAL] = (FEET_FIRST, HEAD_FIRST)
+    result["by_condition"] = {
+        name: rows
+        for name, names in groups.items()
+        if (rows := _by_group(studies, names, [s.conditions.get(name) for s in studies], rng))
     }
     result["by_slab_size"] = _by_size(studies, anatomy.lesion_pixels)
     return result
@@ -304,12 +314,15 @@ def _paired_order(studies: Sequence[StudyCase], scores: Sequence[float]) -> floa
 
 
 def _by_group(
-    studies: Sequence[StudyCase], grouping: Grouping, rng: np.random.Generator
+    studies: Sequence[StudyCase],
+    groups: Sequence[str],
+    group_of: Sequence[str | None],
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Verdicts by the largest lesion of the patient; groups that nobody is in are left out."""
+    """Verdicts by group of patients; groups that nobody is in are left out."""
     rows: list[dict[str, Any]] = []
-    for group in grouping.groups:
-        chosen = [s for s in studies if grouping.group_of(s.largest) == group]
+    for group in groups:
+        chosen = [s for s, own in zip(studies, group_of, strict=True) if own == group]
         if chosen:
             right = sum(s.called is s.positive for s in chosen)
             found = with_intervals(chosen, group_measures, rng)

@@ -135,7 +135,9 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
             low, high = value["interval"]
             lines.append(f"| {name} | {value['value']:.3f} | {low:.3f} to {high:.3f} |")
     for grouping, rows in evaluation.get("by_largest", {}).items():
-        lines += _by_group(grouping, rows)
+        lines += _by_group(grouping, f"By {grouping} of the patient's largest lesion", rows)
+    for condition, rows in evaluation.get("by_condition", {}).items():
+        lines += _by_group(condition, f"By {condition}", rows)
     if calibration := evaluation.get("calibration"):
         lines += _calibration(calibration)
     trivial = evaluation.get("trivial_auc", {})
@@ -173,10 +175,10 @@ def _digest(evaluation: Mapping[str, Any]) -> str:
     return str(evaluation["phantom_configuration"])[:12]
 
 
-def _by_group(grouping: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _by_group(grouping: str, what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "",
-        f"By {grouping} of the patient's largest lesion; intervals are 95 %.",
+        f"{what}; intervals are 95 %.",
         "",
         f"| {grouping} | studies | verdicts right | AUC | sensitivity | attention hits |",
         "|---|---|---|---|---|---|",

@@ -98,6 +98,16 @@ def evaluation(weights: dict[str, str]) -> dict[str, Any]:
                 }
             ]
         },
+        "by_condition": {
+            "noise": [
+                {
+                    "group": "from 20 HU",
+                    "studies": 8,
+                    "verdicts_right": 6,
+                    "auc": {"value": 0.812, "interval": [0.7, 0.9]},
+                }
+            ]
+        },
         "positive_slabs": {"scored": 91, "gated": 3},
         "trivial_auc": {"mean HU": 0.541},
         **headlines,
@@ -125,6 +135,7 @@ def test_the_model_card_has_the_numbers_of_an_evaluation_of_these_weights(
         assert text in card
     assert "that training never saw" in card
     assert "| subdural | 12 | 11 | 0.87 (0.80 to 0.93) | 0.75 (0.50 to 1.00) | - |" in card
+    assert "| from 20 HU | 8 | 6 | 0.81 (0.70 to 0.90) | - | - |" in card
     assert "shifted" not in card
     document = Bundle.load(tmp_path).manifest.model_dump(mode="json")
     assert document["training"]["evaluation"] == json.loads(json.dumps(measured))

@@ -15,7 +15,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from export import evaluate as command
-from export.anatomies import ANATOMIES
+from export.anatomies import ANATOMIES, ARRIVAL
 from export.bundle import BundleSettings, Trained, make_bundle
 from export.datasets.generate import to_grid
 from export.evaluate import (
@@ -119,6 +119,9 @@ def check_pair(pair: list[StudyCase], phantom: Phantom, grid: PatientGrid) -> No
     assert positive.largest_kind == negative.largest_kind == study.lesions[0].kind
     assert positive.largest_mm3 == negative.largest_mm3 == study.lesions[0].volume_mm3
     assert positive.kinds == sorted({lesion.kind for lesion in study.lesions})
+    assert positive.conditions == negative.conditions
+    assert set(positive.conditions) == {*ANATOMIES[phantom.anatomy].conditions, ARRIVAL}
+    assert positive.conditions[ARRIVAL] == "head first"  # the seed is odd
     places = [[slab.position_mm for slab in case.slabs if slab.at_lesion] for case in pair]
     assert places[0] == places[1]
     assert len(positive.slabs) == len(negative.slabs) > 5

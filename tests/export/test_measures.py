@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from phantoms import coarse_phantom
 from sklearn.metrics import roc_auc_score
 
 from export.anatomies import ANATOMIES, Largest
@@ -112,6 +113,40 @@ def test_hits_count_all_positive_slabs_and_controls_all_of_their_twins() -> None
     assert result["positive_slabs"] == {"scored": 4, "gated": 4}
     (row,) = result["by_slab_size"]
     assert (row["slabs"], row["hit"], row["control"]) == (4, 0.75, 0.25)
+
+
+def test_patients_are_grouped_by_how_they_were_examined() -> None:
+    studies = [
+        replace(s, conditions={"noise": noise} if s.seed else {})
+        for s, noise in zip(
+            pairs_of([0.9, 0.3, 0.8, 0.6], [0.1, 0.35, 0.2, 0.4]),
+            ["below 12 HU"] * 4 + ["from 20 HU"] * 4,
+            strict=True,
+        )
+    ]
+    found = summary(studies, CHEST)["by_condition"]
+    assert list(found) == ["noise"]
+    assert [(r["group"], r["studies"], r["verdicts_right"]) for r in found["noise"]] == [
+        ("below 12 HU", 2, 1),
+        ("from 20 HU", 4, 4),
+    ]
+
+
+def test_a_study_knows_how_it_was_examined() -> None:
+    study = coarse_phantom("chest").generate(1, positive=False)
+    thickness, noise, contrast = CHEST.conditions.values()
+    mm = study.slices[0].geometry.thickness_mm
+    assert mm is not None
+    assert thickness.group_of(study) == by_hand(mm, (1.5, 2.5), "mm")
+    assert noise.group_of(study) == by_hand(float(study.parameters["noise_hu"]), (12, 20), "HU")
+    assert contrast.group_of(replace(study, parameters={})) is None
+
+
+def by_hand(value: float, edges: tuple[float, float], unit: str) -> str:
+    low, high = edges
+    if value < low:
+        return f"below {low:g} {unit}"
+    return f"from {high:g} {unit}" if value >= high else f"{low:g} to {high:g} {unit}"
 
 
 def test_patients_are_grouped_by_their_largest_lesion() -> None:
