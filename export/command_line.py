@@ -20,6 +20,10 @@ StoreOption = Annotated[Path, typer.Option(help="Store made by export.datasets.g
 RunOption = Annotated[Path, typer.Option(help="Folder for checkpoints, logs and what is cached.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")]
 MinutesOption = Annotated[float | None, typer.Option(help="Stop training after this long.")]
+WithoutOption = Annotated[
+    list[str] | None,
+    typer.Option("--without", help="Source of the data settings to leave out; may be repeated."),
+]
 ThreadsOption = Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)]
 PhantomOption = Annotated[Path | None, typer.Option(help="Phantom configuration (TOML or JSON).")]
 

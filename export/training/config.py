@@ -1,6 +1,7 @@
 """Settings of data generation and training, read from TOML; an unknown key is an error."""
 
 import tomllib
+from collections.abc import Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -198,6 +199,27 @@ class DataSettings(Settings):
                     )
                     raise ValueError(message)
         return self
+
+    def without(self, stores: Sequence[str]) -> "DataSettings":
+        """The same without some sources; the shares of the others grow alike.
+
+        Args:
+            stores: Of sources.
+
+        Raises:
+            ConfigurationError: There is no such source, or no source is left.
+        """
+        known = [source.store for source in self.source]
+        left = [source for source in self.source if source.store not in stores]
+        if (unknown := [store for store in stores if store not in known]) or not left:
+            raise ConfigurationError(
+                f"{self.name!r} cannot do without {', '.join(unknown or stores)}: its sources are "
+                f"{', '.join(known) or 'none'}"
+            )
+        total = sum(source.share for source in left)
+        shared = [source.model_copy(update={"share": source.share / total}) for source in left]
+        name = ", without ".join([self.name, *stores])
+        return self.model_copy(update={"name": name, "source": tuple(shared)})
 
     def trained_on(self) -> list[range]:
         """Seeds of the pairs that a run with these settings learns from."""
@@ -476,6 +498,18 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not valid TOML: {exc}") from exc
 
 
-def load_data_settings(training_config: Path, data: str) -> DataSettings:
-    """Data settings that a training file names, relative to its own folder."""
-    return load_settings(training_config.parent / data, DataSettings)
+def load_data_settings(
+    training_config: Path, data: str, without: Sequence[str] | None = None
+) -> DataSettings:
+    """Data settings that a training file names, relative to its own folder.
+
+    Args:
+        training_config: The training file.
+        data: What it names.
+        without: Sources to leave out.
+
+    Raises:
+        ConfigurationError: The file cannot be used, or has no such source.
+    """
+    settings = load_settings(training_config.parent / data, DataSettings)
+    return settings.without(without) if without else settings

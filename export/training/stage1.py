@@ -29,6 +29,7 @@ from export.command_line import (
     RunOption,
     StoreOption,
     ThreadsOption,
+    WithoutOption,
     reported,
     stopping,
 )
@@ -407,6 +408,7 @@ def main(
     resume: ResumeOption = False,
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of that of the settings.")] = None,
+    without: WithoutOption = None,
     minutes: MinutesOption = None,
     threads: ThreadsOption = 2,
 ) -> None:
@@ -417,7 +419,7 @@ def main(
         settings = load_settings(config, Stage1Settings)
         if seed is not None:
             settings = settings.model_copy(update={"seed": seed})
-        data_settings = load_data_settings(config, settings.data)
+        data_settings = load_data_settings(config, settings.data, without)
         run_of_stage1 = Stage1Run(settings, data_settings, data, run, resume=resume, start=start)
         with stopping(minutes) as stop:
             run_of_stage1.train(stop, console)

@@ -32,6 +32,7 @@ from export.command_line import (
     RunOption,
     StoreOption,
     ThreadsOption,
+    WithoutOption,
     reported,
     stopping,
 )
@@ -266,6 +267,7 @@ def main(
     run: RunOption,
     resume: ResumeOption = False,
     seed: Annotated[int | None, typer.Option(help="In place of that of the settings.")] = None,
+    without: WithoutOption = None,
     minutes: MinutesOption = None,
     threads: ThreadsOption = 2,
 ) -> None:
@@ -276,7 +278,7 @@ def main(
         settings = load_study_settings(config)
         if seed is not None:
             settings = settings.model_copy(update={"seed": seed})
-        data_settings = load_data_settings(config, settings.data)
+        data_settings = load_data_settings(config, settings.data, without)
         system = system_of(settings)
         task = system.study_task(
             settings,

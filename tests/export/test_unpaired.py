@@ -228,6 +228,19 @@ def test_a_source_of_pairs_may_have_its_own_seeds_and_is_not_validated_on(
     assert [pair.positive.record.seed for pair in held.pairs] == [10, 11]
 
 
+def test_a_source_can_be_left_out(data_settings: DataSettings) -> None:
+    shares = {"phantoms": 0.6, "one": 0.1, "two": 0.3}
+    sources = [{"store": name, "share": share} for name, share in shares.items()]
+    data = DataSettings.model_validate({**data_settings.model_dump(), "source": sources})
+    left = data.without(["two"])
+    assert [source.store for source in left.source] == ["phantoms", "one"]
+    assert [source.share for source in left.source] == pytest.approx([6 / 7, 1 / 7])
+    assert left.name == "tiny, without two"
+    for stores in (["three"], ["one", "two", "phantoms"]):
+        with pytest.raises(ConfigurationError, match="phantoms, one, two"):
+            data.without(stores)
+
+
 def test_seeds_of_a_source_may_not_be_held_back(data_settings: DataSettings) -> None:
     values = data_settings.model_dump()
     held_back = {"store": "painted", "share": 1.0, "train": {"first_seed": 9, "pairs": 2}}
