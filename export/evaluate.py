@@ -56,7 +56,7 @@ from pe_infer import Detector
 from pe_infer.errors import Code, InputError
 from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import Lesion, SyntheticStudy, open_phantom
-from pe_infer.result import StudyResult
+from pe_infer.result import StudyResult, Update
 
 CASE_VERSION: Final = 5  # of the lines in studies.jsonl
 CASES_FILE, RESULT_FILE = "studies.jsonl", "evaluation.json"
@@ -157,17 +157,18 @@ def evaluate_pair(detector: Detector, seed: int, phantom: RealPairs) -> Pair:
     said: list[tuple[StudyResult, bool]] = []
     codes: list[str | None] = []
     for study in (positive, negative):
-        alerted = False
+        updates: list[Update] = []
         try:
             with detector.open() as stream:
                 for image in study.slices[:: -1 if head_first(seed) else 1]:
-                    alerted |= any(update.provisional_alert for update in stream.push(image))
+                    updates += stream.push(image)
                 result = stream.finish()
+                updates += stream.updates()
         except InputError as exc:
             codes.append(str(exc.code))
             continue
         codes.append(result.not_processed.code if result.not_processed else None)
-        said.append((result, alerted))
+        said.append((result, any(update.provisional_alert for update in updates)))
     if any(codes):
         return RefusedPair(seed=seed, positive=codes[0], negative=codes[1])
     truth = to_grid(positive, grid)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from export import evaluate as command
 from export.anatomies import ANATOMIES, ARRIVAL
-from export.bundle import BundleSettings, Trained, make_bundle
+from export.bundle import AlertSettings, BundleSettings, Trained, make_bundle
 from export.datasets.generate import to_grid
 from export.evaluate import (
     Pair,
@@ -65,7 +65,9 @@ def head_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = data.model_copy(update={"grid": grid})
     folder = tmp_path_factory.mktemp("heads")
     settings = load_settings(CONFIGS / "ich-bundle.toml", BundleSettings)
-    settings = settings.model_copy(update={"checks": ()})  # coarse planes have no even cells
+    always = AlertSettings(slab_probability=0.01, consecutive=1)
+    # Coarse planes have no even cells to check.
+    settings = settings.model_copy(update={"checks": (), "provisional_alert": always})
     trained = Trained(
         system, stage1, stage2, tiny, validation={}, consecutive=3, provenance=provenance
     )
@@ -119,6 +121,7 @@ def check_pair(pair: list[StudyCase], phantom: Phantom, grid: PatientGrid) -> No
     assert positive.largest_kind == negative.largest_kind == study.lesions[0].kind
     assert positive.largest_mm3 == negative.largest_mm3 == study.lesions[0].volume_mm3
     assert positive.kinds == sorted({lesion.kind for lesion in study.lesions})
+    assert positive.alerted is negative.alerted is (phantom.anatomy == "head")
     assert positive.conditions == negative.conditions
     assert set(positive.conditions) == {*ANATOMIES[phantom.anatomy].conditions, ARRIVAL}
     assert positive.conditions[ARRIVAL] == "head first"  # the seed is odd
