@@ -1,7 +1,6 @@
 """Studies that a bundle's checks must let pass, flag or refuse: phantoms, altered on purpose."""
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from pe_infer.phantom import SyntheticStudy
 from pe_infer.phantom.chest.config import DEFAULT as CHEST
 from pe_infer.phantom.chest.config import PhantomConfig
 from pe_infer.phantom.chest.phantom import ChestPhantom
+from pe_infer.phantom.configuration import Configuration
 from pe_infer.phantom.head.config import DEFAULT as HEAD
 from pe_infer.phantom.head.config import HeadConfig
 from pe_infer.phantom.head.phantom import HeadPhantom
@@ -64,22 +64,32 @@ def study(settings: StudySettings, group: GroupSettings, seed: int) -> tuple[Sli
     Raises:
         ConfigurationError: The phantom has no such fields, or does not take such values.
     """
-    slices = _phantom(settings.phantom, json.dumps(group.phantom, sort_keys=True), seed)
+    slices = _phantom(phantom_configuration(settings, group), seed)
     if group.noise_hu:
         slices = with_noise(slices, group.noise_hu, seed)
     return slices if group.metal is None else with_metal(slices, group.metal)
 
 
+def phantom_configuration(settings: StudySettings, group: GroupSettings) -> Configuration:
+    """What the phantoms of a group are made with.
+
+    Raises:
+        ConfigurationError: The phantom has no such fields, or does not take such values.
+    """
+    default: Configuration = CHEST if settings.phantom == "chest" else HEAD
+    values = {**default.to_mapping(), **group.phantom}
+    return type(default).from_mapping(values, f"group {group.name!r}")
+
+
 @functools.lru_cache(maxsize=1)
-def _phantom(anatomy: str, altered: str, seed: int) -> tuple[Slice, ...]:
-    default: PhantomConfig | HeadConfig = CHEST if anatomy == "chest" else HEAD
-    values = {**default.to_mapping(), **json.loads(altered)}
-    config = type(default).from_mapping(values, f"phantom {altered}")
+def _phantom(config: Configuration, seed: int) -> tuple[Slice, ...]:
     made: SyntheticStudy
     if isinstance(config, PhantomConfig):
         made = ChestPhantom(config).generate(seed, positive=False)
-    else:
+    elif isinstance(config, HeadConfig):
         made = HeadPhantom(config).generate(seed, positive=False)
+    else:
+        raise TypeError(type(config))
     return made.slices
 
 

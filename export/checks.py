@@ -25,7 +25,12 @@ from rich.progress import track
 from rich.table import Table
 
 from export.bundle import BundleSettings
-from export.check_studies import GroupSettings, StudySettings, study
+from export.check_studies import (
+    GroupSettings,
+    StudySettings,
+    phantom_configuration,
+    study,
+)
 from export.command_line import reported
 from export.training.config import DataSettings, load_settings
 from pe_infer import preprocess
@@ -80,8 +85,10 @@ class CheckSettings:
             [check.model_dump(mode="json", include={"name", "measure", "over"})]
             for check in self.checks
         ]
-        altered = group.model_dump(mode="json", exclude={"check", "outcome"}, exclude_defaults=True)
-        text = json.dumps([parts, altered, self.studies.phantom, repr(self.grid)], sort_keys=True)
+        unlike = {"check", "outcome", "phantom"}
+        altered = group.model_dump(mode="json", exclude=unlike, exclude_defaults=True)
+        phantom = phantom_configuration(self.studies, group).digest()
+        text = json.dumps([parts, altered, phantom, repr(self.grid)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ import toy_bundles as toy
 from strategies import study as noise_study
 from typer.testing import CliRunner
 
+from export import check_studies
 from export import checks as command
 from export.check_studies import MetalSettings, StudySettings, with_metal, with_noise
 from export.checks import CheckSettings, margins, outcomes, run
@@ -110,6 +111,15 @@ def test_limits_do_not_make_measurements_stale(pe: CheckSettings) -> None:
     assert replace(pe, checks=(other, *pe.checks[1:])).digest(group) == pe.digest(group)
     wider = other.model_copy(update={"over": 0.1})
     assert replace(pe, checks=(wider, *pe.checks[1:])).digest(group) != pe.digest(group)
+
+
+def test_another_phantom_makes_measurements_stale(
+    pe: CheckSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = pe.studies.groups[0]
+    before = pe.digest(group)
+    monkeypatch.setattr(check_studies, "CHEST", replace(check_studies.CHEST, nodules_max=0))
+    assert pe.digest(group) != before
 
 
 def test_checks_of_a_configuration_are_stored_in_a_bundle(tmp_path: Path) -> None:
