@@ -35,6 +35,7 @@ from export.datasets.semisynthetic.painted import RealPairs
 from export.evaluation_plots import write_plots, write_reliability
 from export.held_out import held_out
 from export.measures import (
+    PEAKS,
     Cases,
     RefusedPair,
     SlabCase,
@@ -58,7 +59,7 @@ from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import Lesion, SyntheticStudy, open_phantom
 from pe_infer.result import StudyResult, Update
 
-CASE_VERSION: Final = 5  # of the lines in studies.jsonl
+CASE_VERSION: Final = 6  # of the lines in studies.jsonl
 CASES_FILE, RESULT_FILE = "studies.jsonl", "evaluation.json"
 
 Pair: TypeAlias = Sequence[StudyCase] | RefusedPair
@@ -118,6 +119,7 @@ def study_case(
                 hit=peak_hits(values, truth.mask[middle], grid.spacing_mm) if at_lesion else None,
             )
         )
+    peaks = [float(e.attention.values.max()) for e in result.evidence if e.attention is not None]
     return StudyCase(
         seed=study.seed,
         positive=study.positive,
@@ -139,6 +141,7 @@ def study_case(
             for name, each in knows.conditions.items()
             if (group := each.group_of(study))
         },
+        peaks=sorted(peaks, reverse=True)[:PEAKS],
     )
 
 

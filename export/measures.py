@@ -23,6 +23,7 @@ BOOTSTRAPS = 1000
 SIZES_PX = (50, 150, 500, 10**9)  # lesion pixels of a plane, after what makes it positive
 COMBINED = "all of these together"  # logistic regression, cross-validated over patients
 FOLDS = 5
+PEAKS = 3  # of a study, highest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class StudyCase:
         slabs: Slabs with a label that passed the gate.
         trivial: Score name to score.
         conditions: How the patient was examined: name of a condition to its group.
+        peaks: Highest values of the raw attention of a slab, the three highest ones of all slabs.
     """
 
     seed: int
@@ -87,6 +89,7 @@ class StudyCase:
     slabs: list[SlabCase] = field(default_factory=list)
     trivial: dict[str, float] = field(default_factory=dict)
     conditions: dict[str, str] = field(default_factory=dict)
+    peaks: list[float] = field(default_factory=list)
 
     @property
     def largest(self) -> Largest:
@@ -155,6 +158,8 @@ def measures(studies: Sequence[StudyCase]) -> dict[str, float]:
         "peak_hit": _share(hits),
         "peak_control": _share(controls),
         "paired_order": _paired_order(studies, [s.probability for s in studies]),
+        "highest_peak_auc": _auc_of_peaks(studies, 1),
+        "three_peaks_auc": _auc_of_peaks(studies, PEAKS),
     }
 
 
@@ -294,6 +299,14 @@ def trivial_measures(studies: Sequence[StudyCase]) -> dict[str, dict[str, float]
         ).tolist()
         aucs[COMBINED], orders[COMBINED] = auc(truth, scores), _paired_order(studies, scores)
     return {"trivial_auc": aucs, "trivial_paired_order": orders}
+
+
+def _auc_of_peaks(studies: Sequence[StudyCase], count: int) -> float:
+    """Study AUC of the mean of the highest attention peaks: of the first stage by itself."""
+    if not all(s.peaks for s in studies):
+        return math.nan
+    scores = [float(np.mean(s.peaks[:count])) for s in studies]
+    return auc([s.positive for s in studies], scores)
 
 
 def _share(values: Sequence[bool]) -> float:

@@ -8,6 +8,8 @@ from export.training.validation import HIT_DISTANCE_MM
 
 HEADLINES = {
     "study_auc": "study AUC",
+    "highest_peak_auc": "study AUC of the highest attention peak by itself",
+    "three_peaks_auc": "study AUC of the mean of the three highest peaks",
     "sensitivity": "sensitivity at the default operating point",
     "specificity": "specificity at the default operating point",
     "alerted": "positive studies with a provisional alert while slices arrive",

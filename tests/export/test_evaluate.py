@@ -122,6 +122,10 @@ def check_pair(pair: list[StudyCase], phantom: Phantom, grid: PatientGrid) -> No
     assert positive.largest_mm3 == negative.largest_mm3 == study.lesions[0].volume_mm3
     assert positive.kinds == sorted({lesion.kind for lesion in study.lesions})
     assert positive.alerted is negative.alerted is (phantom.anatomy == "head")
+    highest = max(slab.peak for slab in positive.slabs)
+    assert len(positive.peaks) == 3
+    assert positive.peaks == sorted(positive.peaks, reverse=True)
+    assert positive.peaks[0] >= highest
     assert positive.conditions == negative.conditions
     assert set(positive.conditions) == {*ANATOMIES[phantom.anatomy].conditions, ARRIVAL}
     assert positive.conditions[ARRIVAL] == "head first"  # the seed is odd

@@ -94,6 +94,16 @@ def test_measures_of_a_perfect_bundle() -> None:
     assert {name: perfect[name] for name in names} == dict.fromkeys(names, 1.0)
 
 
+def test_peaks_by_themselves_are_a_score_of_the_study() -> None:
+    studies = pairs_of([0.1, 0.2], [0.8, 0.9])  # the verdicts are all wrong
+    peaks = [[3.0, 0.0, 0.0], [2.0, 2.0, 2.0], [4.0, 3.0, 3.0], [0.5, 0.1, 0.0]]
+    with_peaks = [replace(s, peaks=own) for s, own in zip(studies, peaks, strict=True)]
+    found = measures(with_peaks)
+    assert (found["study_auc"], found["highest_peak_auc"]) == (0.0, 1.0)
+    assert found["three_peaks_auc"] == 0.75
+    assert np.isnan(measures(studies)["highest_peak_auc"])
+
+
 def test_hits_count_all_positive_slabs_and_controls_all_of_their_twins() -> None:
     studies = [
         case(0, 0.9, positive=True, hit=True),
