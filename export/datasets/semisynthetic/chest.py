@@ -23,7 +23,7 @@ from export.datasets.semisynthetic.vessels import VESSEL_HU, Mask, Vessels, Volu
 from pe_infer.errors import Code, InputError
 from pe_infer.geometry import Slice
 
-VERSION: Final = 1
+VERSION: Final = 2
 CLOT_HU: Final = (25.0, 85.0)
 EMBOLI: Final = (1, 5)  # of a study
 LENGTH_MM: Final = (7.0, 40.0)
@@ -34,6 +34,8 @@ LEAST_CONTRAST_HU: Final = 90.0  # between lumen and clot
 LEAST_MM3: Final = 20.0
 LEAST_MM2: Final = 12.0  # that the first one fills of some slice: a positive study has to show it
 MASK_SHARE: Final = 0.5  # of a voxel that an embolus makes a voxel of the mask
+BUMP_MM: Final = 4.0  # size of the bumps on the free side of an eccentric embolus
+BUMP_RADII: Final = 0.12  # their standard deviation, in radii of the vessel
 MARGIN_PX: Final = 6  # around an embolus, for what lies around its vessel
 ATTEMPTS: Final = 200
 RADII_MM: Final = (1.0, 1.6, 2.4, 3.4, 5.0, 8.0)  # vessels of all sizes get emboli
@@ -266,7 +268,7 @@ def _painted(
     labels, _ = ndimage.label(near, np.ones((3, 3, 3)))
     vessel = labels == labels[tuple(seed - low)]
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    own = _shape(kind, vessel, vessels.radius_mm[box], offset, rng)
+    own = _shape(kind, vessel, vessels.radius_mm[box], offset, step, rng)
     lumen, clot_hu = float(np.quantile(smooth[vessel], 0.8)), float(rng.uniform(*CLOT_HU))
     if lumen - clot_hu < LEAST_CONTRAST_HU or lumen < VESSEL_HU or not own.any():
         return None
@@ -307,6 +309,7 @@ def _shape(
     vessel: Mask,
     radius_mm: Volume,
     offset_mm: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    step_mm: np.ndarray[tuple[int], np.dtype[np.float64]],
     rng: np.random.Generator,
 ) -> Mask:
     """The part of a piece of vessel that an embolus of a kind fills."""
@@ -323,6 +326,8 @@ def _shape(
     angle = float(rng.uniform(0, 2 * np.pi))
     across = np.cos(angle) * axes[1] + np.sin(angle) * axes[2]  # axes[0] runs along the vessel
     side = np.tensordot(across, offset_mm - points.mean(axis=0)[:, None, None, None], axes=1)
+    bumps = ndimage.gaussian_filter(rng.standard_normal(vessel.shape), BUMP_MM / step_mm)
+    side += BUMP_RADII * widest * bumps / bumps.std()
     half: Mask = vessel & (side > float(rng.uniform(-0.3, 0.3)) * widest)
     return half
 
