@@ -25,6 +25,8 @@ class Strengths(BaseModel):
     shift_hu_sd: float = 10.0
     filter_share: float = 0.4
     noise_hu_max: float = 15.0
+    coarse_noise_share: float = 0.0  # of the draws of noise: of the grain of a soft kernel
+    thick_share: float = 0.0  # planes become means of themselves and their neighbours
     z_flip_share: float = 0.5
     left_right_share: float = 0.3
     warp_share: float = 0.5
@@ -124,9 +126,14 @@ def _recoloured(
         hu = hu + _shading(hu.shape[1], hu.shape[2], strengths.shading_hu_sd, generator)
     if _uniform(generator) < strengths.filter_share:
         hu = _filtered(hu, _uniform(generator, -0.3, 0.6))
+    if strengths.thick_share and _uniform(generator) < strengths.thick_share:
+        hu = _thickened(hu)
     if strengths.noise_hu_max:
         sd = _uniform(generator, 0.0, strengths.noise_hu_max)
-        hu = hu + sd * torch.randn(hu.shape, generator=generator)
+        noise = torch.randn(hu.shape, generator=generator)
+        if strengths.coarse_noise_share and _uniform(generator) < strengths.coarse_noise_share:
+            noise = 3.0 * _filtered(noise, 1.0)  # the mean of 9 has a third of the deviation
+        hu = hu + sd * noise
     return hu + _normal(generator, strengths.shift_hu_sd)
 
 
@@ -134,6 +141,12 @@ def _filtered(hu: Tensor, amount: float) -> Tensor:
     """Mix with a 3x3 mean: positive amounts blur, negative ones sharpen."""
     padded = functional.pad(hu[None], (1, 1, 1, 1), mode="replicate")
     return hu + amount * (functional.avg_pool2d(padded, 3, 1)[0] - hu)
+
+
+def _thickened(hu: Tensor) -> Tensor:
+    """Every plane as the mean of itself and its neighbours, as thicker slices show it."""
+    padded = torch.cat([hu[:1], hu, hu[-1:]])
+    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3.0
 
 
 def _tissues_apart(hu: Tensor, gain: float) -> Tensor:

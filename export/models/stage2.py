@@ -14,6 +14,7 @@ Where each choice comes from: [slides] = the authors' conference slides, [ours] 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,6 @@ FILTERS = (48, 96)
 FEATURE_SIZE = 24
 DROPOUT = 0.5
 INPUT, FORGET, CANDIDATE, OUTPUT = range(4)  # order of the gates along the channel axis
-LEVELS = (0.0, 1.0, 2.0, 3.0)  # of the activation map, see ``StudyNet.read_attention`` [ours]
-COUNT_WEIGHT = 0.03
-PASS_GAIN = 3.0  # hidden states of a layer come close to 1 in the next
 OPEN, SHUT, REMEMBER = 3.0, -4.0, 5.0  # biases of gates; a cell loses 1 % per slab at the last
 
 
@@ -163,15 +161,26 @@ class StudyNet(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, T, C, H, W), ascending position, any T, to study logits (B, 1)."""
+        logit: Tensor = self.dense(self.dropout(self.described(features)))
+        return logit
+
+    def described(self, features: Tensor) -> Tensor:
+        """What the dense layer sees: (B, channels of the second block * cells)."""
         x = self.norm_down1(self.down1(features))
         x = pooled(self.norm_up1(self.up1(x)))
         x = self.norm_down2(self.down2(x))
         x = pooled(self.norm_up2(self.up2(x)))
-        logit: Tensor = self.dense(self.dropout(x.flatten(2).mean(dim=1)))
-        return logit
+        return x.flatten(2).mean(dim=1)
 
     def read_attention(
-        self, weight: Tensor, bias: Tensor, *, gain: float, levels: Sequence[float] = LEVELS
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        gain: float,
+        levels: Sequence[float],
+        counts: Sequence[float] = (),
+        offset: float = 0.0,
     ) -> None:
         """Start from what stage 1 already knows instead of from noise [ours].
 
@@ -179,14 +188,18 @@ class StudyNet(nn.Module):
         activation map is above a level of their own, and forget at once; ``up1`` passes them on.
         ``down2`` and ``up2`` remember: a suspicious place stays in the cell for the rest of the
         study, so that the mean over slabs says that there is one, on however few slabs it was. The
-        dense layer adds these channels up, and training begins where hours of it would otherwise
-        end.
+        dense layer weighs these channels: training begins where hours of it would otherwise end.
+
+        They stay as they are while all else learns: cells that add up over every place and slab
+        turn the smallest step of their own weights into another logit for everybody.
 
         Args:
             weight: (C,) weights of the PE class activation map.
             bias: () its bias.
             gain: Factor on the map.
-            levels: One per channel that starts this way.
+            levels: Of the map, one per channel that starts this way.
+            counts: Weight of each of these channels in the dense layer; 0 where there is none.
+            offset: Bias of the dense layer.
         """
         with torch.no_grad():
             for channel, level in enumerate(levels):
@@ -195,7 +208,7 @@ class StudyNet(nn.Module):
                 self.down1.hold(FORGET, channel, SHUT)
                 for layer in (self.up1, self.down2, self.up2):
                     one_hot = torch.zeros(layer.project.in_channels)
-                    one_hot[channel] = PASS_GAIN
+                    one_hot[channel] = 1.0
                     layer.read(CANDIDATE, channel, one_hot, torch.tensor(0.0))
                     layer.hold(INPUT, channel, OPEN)
                     layer.hold(OUTPUT, channel, OPEN)
@@ -204,7 +217,23 @@ class StudyNet(nn.Module):
                     layer.cell.recurrent.weight.view(4, layer.filters, -1)[:, channel] = 0.0
             self.dense.weight.mul_(0.1)
             sums = self.dense.weight.view(1, self.filters[1], -1)
-            sums[:, : len(levels)] += COUNT_WEIGHT
+            sums[:, : len(counts)] += torch.tensor(counts)[:, None]
+            self.dense.bias.fill_(offset)
+        self._hold_still(len(levels))
+
+    def _hold_still(self, channels: int) -> None:
+        """The first channels of every layer and norm get no gradient; the dense layer does."""
+        for layer in (self.down1, self.up1, self.down2, self.up2):
+            learns = torch.ones(4, layer.filters)
+            learns[:, :channels] = 0.0
+            for parameter in (*layer.project.parameters(), *layer.cell.parameters()):
+                rows = learns.view(-1, *[1] * (parameter.ndim - 1))
+                parameter.register_hook(partial(torch.mul, rows))  # type: ignore[no-untyped-call]
+        for norm in (self.norm_down1, self.norm_up1, self.norm_down2, self.norm_up2):
+            learns = torch.ones(norm.num_features)
+            learns[:channels] = 0.0
+            for parameter in norm.parameters():
+                parameter.register_hook(partial(torch.mul, learns))  # type: ignore[no-untyped-call]
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -429,7 +429,9 @@ class Stage2Settings(StudySettings):
         filters: Of the two blocks.
         left_right_share: Pairs that are mirrored.
         norm_steps: After this many steps the batch norms keep their running means: a batch of a few
-            studies says too little about the next one.
+            studies says too little about the next one. 0 keeps them out of the way of
+            ``attention_gain``: they would scale its few active channels up until nothing is left of
+            the start.
         attention_gain: Start ``down1`` from the class activation map with this gain; 0 starts from
             noise.
     """

@@ -45,7 +45,7 @@ def normalised_attention(attention: Tensor) -> Tensor:
 
 
 def annotated(positive: Tensor, weight: Tensor) -> Tensor:
-    """1 for positive slabs with a mask, which has a weight somewhere, 0 for all others: (N,)."""
+    """1 for positive slabs that have a weight somewhere, as those with a mask do, else 0: (N,)."""
     return (positive & (weight.amax(dim=(1, 2, 3)) > 0)).float()
 
 
@@ -76,12 +76,12 @@ def stage1_terms(
         labels: (N,) int64, 1 = PE, 0 = none, ``UNSURE`` = neither: such a slab has no part in
             cross-entropy and Dice.
         target: (N, 1, h, w) down-sampled clot mask.
-        weight: (N, 1, h, w) weight of every cell in the dense loss.
+        weight: (N, 1, h, w) weight of every cell in Dice, where 0 or 1, and the dense loss.
         weights: Weight of every term.
     """
     cross_entropy = functional.cross_entropy(output.logits, labels, ignore_index=UNSURE)
-    per_slab = _dice(normalised_attention(output.attention), target).flatten()
-    positive = annotated(labels == PE, weight)  # Dice is about annotated slabs only [ours]
+    per_slab = _dice(normalised_attention(output.attention) * weight, target * weight).flatten()
+    positive = annotated(labels == PE, target * weight)  # Dice is about what is annotated [ours]
     dice = (per_slab * positive).sum() / positive.sum().clamp(min=1.0)
     focal = dense_focal_loss(output.attention, target, weight, weights.focal_gamma)
     total = weights.cross_entropy * cross_entropy + weights.dice * dice + weights.focal * focal

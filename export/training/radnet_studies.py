@@ -208,6 +208,10 @@ class RadnetStudies:
             labels.append(float(study.positive))
         return scores, labels
 
+    def stage1_scores(self) -> dict[str, list[float]]:
+        """None: the network starts as the rule over stage 1's own logits."""
+        return {}
+
     def _batch(
         self, couple: Couple[SliceFeatures], rng: np.random.Generator
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -5,12 +5,14 @@ Windows of a study, repeated slabs, the start from the activation map and featur
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +35,20 @@ from export.training.study_task import (
     repeated,
     window_start,
 )
+
+LEVELS = 8
+LEVEL_RANGE = (0.2, 0.98)  # quantiles of the highest peaks of studies [ours]
+STUDIES_OF_A_SOURCE = 100  # to start from, of either kind
+
+
+@dataclass(frozen=True)
+class AttentionStart:
+    """Where the network starts from: see `StudyNet.read_attention`."""
+
+    gain: float
+    levels: list[float]
+    counts: list[float]
+    offset: float
 
 
 @dataclass(frozen=True)
@@ -114,9 +130,58 @@ class ShiStudies:
         model = StudyNet(self.in_channels, s.filters, self._cells, s.dropout)
         if s.attention_gain:
             model.read_attention(
-                head.weight[PE].detach(), head.bias[PE].detach(), gain=s.attention_gain
+                head.weight[PE].detach(), head.bias[PE].detach(), **asdict(self.attention_start)
             )
         return model
+
+    @cached_property
+    def attention_start(self) -> AttentionStart:
+        """Fitted to training studies.
+
+        Levels are spread over the highest peaks of the activation map; the weights of the channels
+        that see them are those of a logistic regression. These channels see each other only, so
+        that a network of nothing else says what they say of a study.
+        """
+        s = self.settings
+        some: list[StudyFeatures] = []
+        weights: list[float] = []
+        for source in self.features.studies.train:
+            for studies in filter(None, (source.positives, source.negatives)):
+                few = studies[:: -(-len(studies) // STUDIES_OF_A_SOURCE)]
+                some += few
+                weights += [source.share / len(few)] * len(few)
+        maps = [self._maps(study) for study in some]
+        highest = torch.stack([each.max() for each in maps])
+        shares = torch.linspace(*LEVEL_RANGE, min(LEVELS, *s.filters))
+        levels = torch.quantile(highest, shares).tolist()
+        reader = StudyNet(1, (len(levels), len(levels)), self._cells)
+        reader.read_attention(
+            torch.ones(1), torch.tensor(0.0), gain=s.attention_gain, levels=levels
+        )
+        with torch.inference_mode():
+            described = torch.cat([reader.eval().described(each[None, :, None]) for each in maps])
+        sums = described.view(len(maps), len(levels), -1).sum(dim=2).numpy()
+        drawn = np.array(weights) * len(some) / sum(weights)  # as training draws them
+        fitted = LogisticRegression().fit(sums, [study.positive for study in some], drawn)
+        return AttentionStart(
+            gain=s.attention_gain,
+            levels=levels,
+            counts=fitted.coef_[0].tolist(),
+            offset=float(fitted.intercept_[0]),
+        )
+
+    def stage1_scores(self) -> dict[str, list[float]]:
+        """Of the validation studies: the highest peak of the map, and the mean of three slabs'."""
+        peaks = [self._maps(s).amax(dim=(1, 2)) for s in self.features.studies.validation]
+        return {
+            "highest peak": [float(each.max()) for each in peaks],
+            "three peaks": [float(each.topk(min(3, each.numel())).values.mean()) for each in peaks],
+        }
+
+    @torch.inference_mode()
+    def _maps(self, study: StudyFeatures) -> Tensor:
+        """(T, h, w) activation map of every slab."""
+        return self._stage1.activation_maps(self.features.cache.decoded(study.codes))[:, PE]
 
     def train_mode(self, model: nn.Module, step: int) -> None:
         """Norms keep their running means after some steps."""

@@ -50,6 +50,9 @@ class StudyTask(Protocol):
     def score(self, model: nn.Module) -> tuple[list[float], list[float]]:
         """Score of every validation study, and its label (1 = positive); ``model`` evaluates."""
 
+    def stage1_scores(self) -> dict[str, list[float]]:
+        """What stage 1 by itself says of the validation studies, by the name of the measure."""
+
 
 @dataclass(frozen=True)
 class Couple(Generic[Encoded]):
@@ -167,9 +170,14 @@ def encode_sources(
         folder = source.studies[0].folder.parent
         prefix = f"{folder.name}-" if data.source else ""
         if source.paired:
+            shown = [pair for pair in source.pairs if split != "train" or _shows(pair, data)]
+            if len(shown) < len(source.pairs):
+                console.print(
+                    f"{folder}: {len(source.pairs) - len(shown)} of {len(source.pairs)} pairs are "
+                    "left out: no slab of the positive study shows enough of the finding"
+                )
             pairs = [
-                encode_pair(split, pair, prefix)
-                for pair in track(source.pairs, "encode", console=console)
+                encode_pair(split, pair, prefix) for pair in track(shown, "encode", console=console)
             ]
             positives, negatives = [p for p, _ in pairs], [n for _, n in pairs]
             return EncodedStudies(source.share, positives, negatives, twins=True)
@@ -190,6 +198,12 @@ def encode_sources(
     train, held = ([encoded(split, source) for source in opened[split]] for split in TRAINED_ON)
     count = settings.train_pairs if data.source else len(train[0].positives)
     return CoupleDraw(count, train, [study for source in held for study in source.studies])
+
+
+def _shows(pair: StudyPair, data: DataSettings) -> bool:
+    """Whether a slab of the positive study is positive."""
+    record = pair.positive.record
+    return any(record.clot_pixels[middle] >= data.min_pixels for middle in record.slab_planes)
 
 
 def _refuse_one_class(sources: Sequence[Studies], store: Path, split: str) -> None:

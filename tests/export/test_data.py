@@ -171,6 +171,33 @@ def test_augmentation_moves_slab_and_mask_alike() -> None:
     assert torch.equal(truth, mask)
 
 
+def test_coarse_noise_is_as_strong_as_white_noise_and_its_neighbours_agree() -> None:
+    still = Strengths(
+        gain_log_sd=0, shift_hu_sd=0, filter_share=0, warp_share=0, noise_hu_max=20, z_flip_share=0
+    )
+    coarse = still.model_copy(update={"coarse_noise_share": 1.0})
+    hu, mask = torch.zeros(5, 64, 64), torch.zeros(5, 64, 64, dtype=torch.bool)
+    grain = []
+    for strengths in (still, coarse):
+        generator = torch.Generator().manual_seed(4)
+        noise, _ = augmented(hu.clone(), mask, strengths, generator, positive=True)
+        beside = (noise[:, :, 1:] * noise[:, :, :-1]).mean() / noise.square().mean()
+        grain.append((float(noise.std()), float(beside)))
+    (white_sd, white), (coarse_sd, blurred) = grain
+    assert coarse_sd == pytest.approx(white_sd, rel=0.05)
+    assert abs(white) < 0.03
+    assert blurred > 0.5
+
+
+def test_thickened_planes_are_means_of_their_neighbours() -> None:
+    strengths = OFF.model_copy(update={"thick_share": 1.0})
+    hu = torch.zeros(5, 8, 8)
+    hu[2] = 90.0
+    mask = torch.zeros(5, 8, 8, dtype=torch.bool)
+    thick, _ = augmented(hu.clone(), mask, strengths, torch.Generator(), positive=True)
+    assert thick[:, 0, 0].tolist() == [0.0, 30.0, 30.0, 30.0, 0.0]
+
+
 def test_window_maps_its_ends_to_0_and_1() -> None:
     values = windowed(torch.tensor([-2000.0, -1024.0, -262.0, 500.0, 900.0]), -1024, 500)
     assert values.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]

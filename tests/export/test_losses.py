@@ -50,6 +50,18 @@ def test_dice_is_about_positive_slabs_only(target: Tensor) -> None:
         assert float(terms(mixed, [1, label], target, ones).dice) == pytest.approx(0.0, abs=1e-5)
 
 
+def test_cells_without_weight_have_no_part_in_dice(target: Tensor) -> None:
+    known = torch.ones_like(target)
+    known[:, :, 1, 1] = 0.0
+    also_there = target.clone()
+    also_there[:, :, 1, 1] = 1.0
+    assert float(terms(also_there * 5.0, [1, 1], target, known).dice) == pytest.approx(
+        0.0, abs=1e-5
+    )
+    nowhere = 1.0 - target  # all that is positive is unsure
+    assert float(terms((1 - target) * 5.0, [1, 1], target, nowhere).dice) == 0.0
+
+
 def test_an_unsure_slab_has_no_class(target: Tensor) -> None:
     ones = torch.ones_like(target)
     alone = torch.nn.functional.cross_entropy(torch.tensor([[0.0, 2.0]]), torch.tensor([1]))

@@ -86,7 +86,7 @@ def test_a_bundle_has_the_log_of_its_training(checkpoints: list[Path], bundle: P
     loaded = Bundle.load(bundle)
     assert loaded.manifest.training["log"] == {"table": TABLE_FILE, "curve": CURVE_FILE}
     rows = list(csv.DictReader(io.StringIO(loaded.files[TABLE_FILE].decode())))
-    assert [row["stage"] for row in rows] == ["1", "2", "2", "2"]
+    assert [row["stage"] for row in rows] == ["1", "2", "2", "2", "2"]  # epoch 0 is validated too
     assert loaded.files[CURVE_FILE].startswith(b"\x89PNG")
     assert (
         f"![Loss and validation of both stages]({CURVE_FILE})"
