@@ -142,7 +142,7 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         )
     (path1, one), (path2, two) = sorted(contents, key=lambda entry: int(entry[1]["stage"]))
     data, data2 = (DataSettings.model_validate(content["data"]) for content in (one, two))
-    data2.refuse_mixing(data, str(path1))
+    data2.refuse_mixing(data.seen, str(path1))
     _refuse_other_features(path1, path2)
     system = system_of(one["settings"])
     refuse_other_system(two, system, path2)

@@ -56,7 +56,8 @@ def model_card(
     ]
     start = training.get("stage1_start")
     while start:
-        lines.append(f"- Stage 1 started from a run on {start['data']}: {_progress(start)}.")
+        known = f"bundle {start['bundle']}, " if "bundle" in start else "a run on "
+        lines.append(f"- Stage 1 started from {known}{start['data']}: {_progress(start)}.")
         start = start.get("start")
     lines += _log(training.get("log"))
     lines += [

@@ -46,6 +46,17 @@ class System(Protocol):
             ConfigurationError: The system's networks cannot grow.
         """
 
+    def restored(self, encoder: bytes) -> SlabNetwork:
+        """The first stage of a bundle, to train on; it computes what the bundle's graph does.
+
+        Args:
+            encoder: The ONNX graph of the node ``encoder``.
+
+        Raises:
+            ConfigurationError: The graph is not of this system, or its graphs do not keep what
+                training needs.
+        """
+
     def targets(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Target and weight of the dense loss: see ``export.training.sampling.Targets``."""
 

@@ -62,6 +62,13 @@ class Radnet:
         del narrow, wide
         raise ConfigurationError("RADnet cannot grow: give all phases of stage 1 the same width")
 
+    def restored(self, encoder: bytes) -> SliceClassifier:
+        """Refused: graphs of RADnet do not say which of its norms were folded."""
+        del encoder
+        raise ConfigurationError(
+            "training of RADnet cannot start from a bundle: pass the checkpoint of its stage 1"
+        )
+
     def targets(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Pixels of the slice."""
         return plane_target(mask)

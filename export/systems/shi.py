@@ -15,7 +15,7 @@ from export.models.base import SlabNetwork, SlabOutput
 from export.models.stage1 import TOTAL_STRIDE, SlabClassifier, Stage1Output, widened
 from export.models.stage2 import StudyNet
 from export.onnx_export import StudyGraphs
-from export.systems.shi_graphs import study_graphs
+from export.systems.shi_graphs import restored_classifier, study_graphs
 from export.training.config import (
     DataSettings,
     GridSettings,
@@ -51,6 +51,10 @@ class Shi:
     def grown(self, narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:
         """See ``export.models.stage1.widened``."""
         return widened(narrow, wide)
+
+    def restored(self, encoder: bytes) -> SlabClassifier:
+        """See ``export.systems.shi_graphs.restored_classifier``."""
+        return restored_classifier(encoder)
 
     def targets(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Cells of the activation map."""

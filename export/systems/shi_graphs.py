@@ -5,15 +5,26 @@ because zero padding comes after them.
 """
 
 import copy
+from collections.abc import Iterator
 
+import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from export.models.stage1 import NO_PE, PE, TOTAL_STRIDE, BasicBlock, SlabClassifier
+from export.models.stage1 import (
+    NO_PE,
+    PE,
+    STAGE_CHANNELS,
+    TOTAL_STRIDE,
+    BasicBlock,
+    SlabClassifier,
+)
 from export.models.stage2 import SequenceNorm, StudyNet
 from export.onnx_export import SLAB, Array, GraphNode, ScanGraph, StudyGraphs
+from pe_infer.errors import ConfigurationError
 
 
 class EncoderGraph(nn.Module):
@@ -45,6 +56,61 @@ class EncoderGraph(nn.Module):
         means = maps.mean(dim=(2, 3))
         logit = means[:, PE : PE + 1] - means[:, NO_PE : NO_PE + 1]
         return features, maps[:, PE : PE + 1], logit
+
+
+def restored_classifier(encoder: bytes) -> SlabClassifier:
+    """Stage 1 of a bundle, with batch norms again: the inverse of `EncoderGraph`.
+
+    In evaluation mode it computes what the graph does. Where a folded convolution came from is
+    forgotten: every filter gets the length that it has in a fresh network, since the optimiser's
+    steps are relative to it, and its norm undoes that. The running means and variances belong to
+    no data before ``export.training.start.measure_norms``.
+
+    Args:
+        encoder: The ONNX graph.
+
+    Raises:
+        ConfigurationError: It is not a graph of stage 1.
+    """
+    try:
+        graph = onnx.load_from_string(encoder).graph
+        weights = {
+            entry.name.removesuffix("_half").removeprefix("model."): torch.from_numpy(
+                onnx.numpy_helper.to_array(entry).astype(np.float32)
+            )
+            for entry in graph.initializer
+        }
+        channels, planes = weights["stem.weight"].shape[:2]
+        model = SlabClassifier(planes, channels / STAGE_CHANNELS[0])
+        state = model.state_dict()
+        (head,) = (w for w in weights.values() if w.shape == (2, model.feature_channels, 1, 1))
+        state["head.weight"] = head[:, :, 0, 0]  # the exporter folded the reshaping
+        state["head.bias"] = weights["head.bias"]
+        for folded, conv, norm in _convolutions(model):
+            filters = weights[f"{folded}.weight"]
+            length = filters.flatten(1).norm(dim=1).clamp(min=1e-6)
+            usual = state[f"{conv}.weight"].flatten(1).norm(dim=1).mean()
+            state[f"{conv}.weight"] = filters * (usual / length)[:, None, None, None]
+            state[f"{norm}.running_var"].fill_(1.0 - nn.BatchNorm2d(1).eps)
+            state[f"{norm}.weight"] = length / usual
+            state[f"{norm}.bias"] = weights[f"{folded}.bias"]
+        model.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as exc:
+        raise ConfigurationError(
+            f"the encoder of the bundle is not a stage 1 of Shi et al.: {exc}"
+        ) from exc
+    return model
+
+
+def _convolutions(model: SlabClassifier) -> Iterator[tuple[str, str, str]]:
+    """Name of every convolution once folded, its own name, and that of the norm behind it."""
+    yield "stem", "stem", "stem_norm"
+    for index, block in enumerate(model.blocks):
+        place = f"blocks.{index}"
+        yield f"{place}.conv1", f"{place}.conv1", f"{place}.norm1"
+        yield f"{place}.conv2", f"{place}.conv2", f"{place}.norm2"
+        if isinstance(block.get_submodule("shortcut"), nn.Sequential):
+            yield f"{place}.shortcut", f"{place}.shortcut.0", f"{place}.shortcut.1"
 
 
 class ProjectionGraph(nn.Module):

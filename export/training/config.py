@@ -1,7 +1,8 @@
 """Settings of data generation and training, read from TOML; an unknown key is an error."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -221,48 +222,66 @@ class DataSettings(Settings):
         name = ", without ".join([self.name, *stores])
         return self.model_copy(update={"name": name, "source": tuple(shared)})
 
-    def trained_on(self) -> list[range]:
-        """Seeds of the pairs that a run with these settings learns from."""
+    @property
+    def seen(self) -> "Seen":
+        """What a run with these settings learns from."""
         own = [s.train for s in self.source if s.train]
-        return [s.seeds for s in (self.train, *own) if s.pairs]
+        return Seen(
+            name=self.name,
+            grid=self.grid.to_grid(),
+            seeds=[s.seeds for s in (self.train, *own) if s.pairs],
+            collections={s.collection: (s.validation, s.test) for s in self.source if s.collection},
+        )
 
-    def refuse_mixing(self, earlier: "DataSettings", source: str) -> None:
+    def refuse_mixing(self, earlier: "Seen", source: str) -> None:
         """Refuse to go on from what was trained on other planes, or on patients held back here.
 
         Args:
-            earlier: Data settings of the earlier training.
+            earlier: What the earlier training has seen.
             source: Where it comes from, for messages.
 
         Raises:
             ConfigurationError: Its grid is another one, it was trained on seeds that validate or
                 test here, or patients of a collection were split otherwise.
         """
-        if earlier.grid != self.grid:
+        own = self.seen
+        if earlier.grid != own.grid:
             raise ConfigurationError(
                 f"{source} was trained on the grid of {earlier.name!r} ({earlier.grid}), expected "
-                f"that of {self.name!r} ({self.grid})"
+                f"that of {self.name!r} ({own.grid})"
             )
         splits = {"validation": self.validation.seeds, "test": self.test.seeds}
-        for (name, held), seen in product(splits.items(), earlier.trained_on()):
+        for (name, held), seen in product(splits.items(), earlier.seeds):
             if max(seen.start, held.start) < min(seen.stop, held.stop):
                 raise ConfigurationError(
                     f"{source} was trained on seeds {seen.start} to {seen.stop - 1} of "
                     f"{earlier.name!r}; {self.name!r} holds back {held.start} to {held.stop - 1} "
                     f"for {name}: these patients would be known"
                 )
-        split = {s.collection: (s.validation, s.test) for s in self.source if s.collection}
-        for each in earlier.source:
-            if each.collection and split.get(each.collection, fractions(each)) != fractions(each):
+        for collection, fractions in earlier.collections.items():
+            if own.collections.get(collection, fractions) != fractions:
                 raise ConfigurationError(
-                    f"{source} was trained on {each.collection} split with validation, test = "
-                    f"{fractions(each)}; {self.name!r} has {split[each.collection]}: patients that "
+                    f"{source} was trained on {collection} split with validation, test = "
+                    f"{fractions}; {self.name!r} has {own.collections[collection]}: patients that "
                     "are held back would be known. Use one index for both stages."
                 )
 
 
-def fractions(source: SourceSettings) -> tuple[float, float]:
-    """Shares of the patients that validate and test."""
-    return source.validation, source.test
+@dataclass(frozen=True)
+class Seen:
+    """What a training has seen.
+
+    Attributes:
+        name: Of its data settings.
+        grid: Of its planes.
+        seeds: Of the pairs that it learnt from.
+        collections: Collection to the shares of the patients that validate and test.
+    """
+
+    name: str
+    grid: PatientGrid
+    seeds: Sequence[range]
+    collections: Mapping[str, tuple[float, float]]
 
 
 class Stage1Loss(Settings):

@@ -54,6 +54,7 @@ from export.training.losses import Stage1Terms
 from export.training.sampling import BatchSource, SlabIndex, SlabRef, index_slabs, prefetched
 from export.training.schedule import Stopwatch, learning_rate
 from export.training.sources import open_sources
+from export.training.start import measure_norms, read_start
 from export.training.validation import SlabScores, choose_slabs, score_slabs
 from pe_infer.errors import ConfigurationError
 
@@ -94,7 +95,7 @@ class Stage1Run:
         run: Path,
         *,
         resume: bool,
-        start: Path | None = None,
+        start: str | None = None,
     ) -> None:
         """Start a run, or take up one where it was left.
 
@@ -104,14 +105,17 @@ class Stage1Run:
             store: Where they lie.
             run: Folder for checkpoints and logs.
             resume: Go on from the checkpoint in ``run``.
-            start: Start from the mean weights of this checkpoint rather than from noise; it may be
-                narrower. A run that is resumed has started already: it takes no notice.
+            start: Start from the mean weights of this checkpoint, or from this bundle, rather than
+                from noise; it may be narrower. A run that is resumed has started already: it takes
+                no notice.
 
         Raises:
+            BundleError: The bundle to start from is damaged.
             ConfigurationError: The phases grow and the system cannot; ``run`` holds a checkpoint
                 and is not to be resumed, or the other way round; the checkpoint does not fit the
-                settings, has another seed, or was trained on patients that ``data`` holds back.
-            InputError: A checkpoint cannot be read.
+                settings, has another seed, or was trained on patients that ``data`` holds back;
+                bundles of the system cannot be trained on.
+            InputError: A checkpoint cannot be read, or is not there.
         """
         self.settings = settings
         self.system = system_of(settings)
@@ -127,6 +131,7 @@ class Stage1Run:
         self.model = self._new_model(settings.phase[0].width, settings.seed)
         self.mean = MovingAverage(self.model, settings.ema_decay)
         self.start: dict[str, Any] | None = None
+        self._sources: list[Studies] | None = None  # of stores that do not grow
         self.optimizer = self._new_optimizer()
         if resume:
             self._restore()
@@ -138,7 +143,6 @@ class Stage1Run:
             run / "validation.csv", VALIDATION_COLUMNS, resume_step=resume_step
         )
         self._validation_slabs: list[tuple[SlabRef, SlabRef]] | None = None
-        self._sources: list[Studies] | None = None  # of stores that do not grow
 
     @property
     def phase(self) -> Phase:
@@ -205,33 +209,30 @@ class Stage1Run:
             "start": self.start,
         }
 
-    def _start_from(self, path: Path) -> None:
-        content = load_checkpoint(path, stage=1)
-        refuse_other_system(content, self.system, path)
-        self.data.refuse_mixing(DataSettings.model_validate(content["data"]), str(path))
-        weights = content["mean"]
-        if content["width"] > self.model.width:
+    def _start_from(self, path: str) -> None:
+        start = read_start(path, self.system)
+        self.data.refuse_mixing(start.seen, path)
+        weights = start.weights
+        if start.width > self.model.width:
             raise ConfigurationError(
-                f"{path}: width {content['width']}, expected at most that of the first phase, "
+                f"{path}: width {start.width}, expected at most that of the first phase, "
                 f"{self.model.width}: a network can only grow"
             )
-        if content["width"] != self.model.width:
+        if start.width != self.model.width:
             weights = self.system.grown(weights, self.model.state_dict())
         self.model.load_state_dict(weights)
+        if not start.measured:
+            measure_norms(
+                self.model, self._batches(self._indexed(self._opened(None))).batch(0).slabs
+            )
         self.mean = MovingAverage(self.model, self.settings.ema_decay)
-        self.start = {
-            "data": content["data"]["name"],
-            "progression": content["progression"],
-            "width": content["width"],
-            "start": content.get("start"),
-        }
+        self.start = start.origin
 
     def _restore(self) -> None:
         content = load_checkpoint(self.checkpoint_path, stage=1)
         refuse_other_system(content, self.system, self.checkpoint_path)
-        self.data.refuse_mixing(
-            DataSettings.model_validate(content["data"]), str(self.checkpoint_path)
-        )
+        earlier = DataSettings.model_validate(content["data"])
+        self.data.refuse_mixing(earlier.seen, str(self.checkpoint_path))
         self.at = Progression(**content["progression"])
         widths = [phase.width for phase in self.settings.phase]
         if content["width"] not in widths[self.at.phase : self.at.phase + 1]:
@@ -309,19 +310,22 @@ class Stage1Run:
         planes, pixels = self.data.grid.planes_per_slab, self.data.min_pixels
         return [index_slabs(source, planes, pixels) for source in sources]
 
-    def _steps_until_refresh(self, stop: Callable[[], bool]) -> Iterator[Stage1Terms]:
-        """Do the steps up to the next look at the store, or the end of the phase."""
-        phase, seed = self.phase, self.settings.seed + 1000 * self.at.phase
-        index = self._indexed(self._opened(self.at.pairs))
-        source = BatchSource(
+    def _batches(self, index: Sequence[SlabIndex]) -> BatchSource:
+        """Those of the phase."""
+        return BatchSource(
             index,
             self.data.grid,
-            phase,
-            seed=seed,
-            strengths=phase.augment or self.settings.augment,
+            self.phase,
+            seed=self.settings.seed + 1000 * self.at.phase,
+            strengths=self.phase.augment or self.settings.augment,
             targets=self.system.targets,
             min_pixels=self.data.min_pixels,
         )
+
+    def _steps_until_refresh(self, stop: Callable[[], bool]) -> Iterator[Stage1Terms]:
+        """Do the steps up to the next look at the store, or the end of the phase."""
+        phase = self.phase
+        source = self._batches(self._indexed(self._opened(self.at.pairs)))
         every = self.settings.refresh_steps
         first = self.at.phase_step
         last = min((first // every + 1) * every, phase.steps)
@@ -406,7 +410,9 @@ def main(
     data: StoreOption,
     run: RunOption,
     resume: ResumeOption = False,
-    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Checkpoint to start from, or folder or name of a bundle.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="In place of that of the settings.")] = None,
     without: WithoutOption = None,
     minutes: MinutesOption = None,

@@ -82,7 +82,7 @@ def load_stage1(path: Path, data: DataSettings, system: System | None = None) ->
     content = load_checkpoint(path, stage=1)
     if system:
         refuse_other_system(content, system, path)
-    data.refuse_mixing(DataSettings.model_validate(content["data"]), str(path))
+    data.refuse_mixing(DataSettings.model_validate(content["data"]).seen, str(path))
     model = system_of(content["settings"]).slab_network(data.grid.channels, content["width"])
     model.load_state_dict(content["mean"])
     return channels_last(model.eval())
@@ -131,9 +131,8 @@ class Stage2Run:
         if resume:
             content = load_checkpoint(self.checkpoint_path, stage=2)
             refuse_other_system(content, system_of(settings), self.checkpoint_path)
-            data.refuse_mixing(
-                DataSettings.model_validate(content["data"]), str(self.checkpoint_path)
-            )
+            earlier = DataSettings.model_validate(content["data"])
+            data.refuse_mixing(earlier.seen, str(self.checkpoint_path))
             if (seed := content["settings"]["seed"]) != settings.seed:
                 raise ConfigurationError(
                     f"{self.checkpoint_path}: a run of seed {seed}, now {settings.seed}: "

@@ -410,7 +410,7 @@ def test_a_checkpoint_of_another_system_is_refused(
 ) -> None:
     shi = STAGE1.model_copy(update={"system": "shi"})
     refused: list[Callable[[], object]] = [
-        lambda: Stage1Run(shi, DATA, store, tmp_path, resume=False, start=stage1_checkpoint),
+        lambda: Stage1Run(shi, DATA, store, tmp_path, resume=False, start=str(stage1_checkpoint)),
         lambda: load_stage1(stage1_checkpoint, DATA, system_of(shi)),
     ]
     for attempt in refused:

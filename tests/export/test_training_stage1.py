@@ -1,10 +1,14 @@
 """Stage 1: a resumed run is the run that was never stopped; growing changes nothing."""
 
+import copy
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from rich.console import Console
@@ -15,6 +19,8 @@ from export.training.checkpoint import MovingAverage, load_checkpoint
 from export.training.config import DataSettings, Stage1Settings
 from export.training.schedule import Stopwatch, learning_rate
 from export.training.stage1 import Stage1Run
+from export.training.start import measure_norms
+from pe_infer.bundle import Bundle
 from pe_infer.errors import ConfigurationError, InputError
 
 SETTINGS = Stage1Settings.model_validate(
@@ -91,7 +97,7 @@ def test_a_run_can_start_from_the_mean_weights_of_a_narrower_one(
     narrow = train(store, data_settings, tmp_path / "narrow", 3)
     wide = SETTINGS.model_copy(update={"phase": SETTINGS.phase[1:]})
     start = tmp_path / "narrow" / "checkpoint.pt"
-    run = Stage1Run(wide, data_settings, store, tmp_path / "wide", resume=False, start=start)
+    run = Stage1Run(wide, data_settings, store, tmp_path / "wide", resume=False, start=str(start))
     assert run.at.step == 0
     for name, old in narrow.mean.state.items():
         new = run.model.state_dict()[name]
@@ -102,7 +108,77 @@ def test_a_run_can_start_from_the_mean_weights_of_a_narrower_one(
     assert content["start"]["progression"]["step"] == 3
     grown = tmp_path / "wide" / "checkpoint.pt"
     with pytest.raises(ConfigurationError, match="can only grow"):
-        Stage1Run(SETTINGS, data_settings, store, tmp_path / "no", resume=False, start=grown)
+        Stage1Run(SETTINGS, data_settings, store, tmp_path / "no", resume=False, start=str(grown))
+
+
+def test_a_run_can_start_from_a_bundle(
+    store: Path, data_settings: DataSettings, bundle: Path, tmp_path: Path
+) -> None:
+    loaded = Bundle.load(bundle)
+    graph = onnxruntime.InferenceSession(loaded.files["encoder.onnx"])
+    run = Stage1Run(SETTINGS, data_settings, store, tmp_path, resume=False, start=str(bundle))
+    slabs = torch.rand(3, 5, 64, 64)
+    features, attention, logit = graph.run(None, {"slab": slabs.numpy()})
+    with torch.inference_mode():
+        begun = run.model.eval()(slabs)
+    torch.testing.assert_close(begun.features, torch.from_numpy(features), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(begun.attention, torch.from_numpy(attention), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(begun.stage1_logit, torch.from_numpy(logit), atol=1e-4, rtol=1e-4)
+    assert run.start
+    assert run.start["bundle"] == f"pe {loaded.manifest.version}"
+    assert run.start["progression"] == loaded.manifest.training["stage1"]["progression"]
+    run.train(stop_at(1, [run]), Console(quiet=True))
+    assert load_checkpoint(tmp_path / "checkpoint.pt", stage=1)["start"] == run.start
+
+
+def test_norms_measured_on_slabs_agree_with_them_in_training() -> None:
+    torch.manual_seed(0)
+    model = SlabClassifier(5, 0.25)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_mean, -1.0, 1.0)
+            torch.nn.init.uniform_(module.running_var, 0.2, 2.0)
+    slabs = torch.rand(6, 5, 64, 64)
+    with torch.inference_mode():
+        before = model.eval()(slabs).attention
+        apart = copy.deepcopy(model).train()(slabs).attention
+    measure_norms(model.train(), slabs)
+    assert model.training
+    with torch.inference_mode():
+        together = model.train()(slabs).attention
+        after = model.eval()(slabs).attention
+    torch.testing.assert_close(together, before, atol=0.05, rtol=0.0)  # batches: biased variance
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+    assert float((apart - before).abs().max()) > 0.5
+
+
+def test_what_is_no_start_is_refused(
+    store: Path, data_settings: DataSettings, bundle: Path, tmp_path: Path
+) -> None:
+    def start(path: str, system: str = "shi") -> None:
+        settings = SETTINGS.model_copy(update={"system": system, "phase": SETTINGS.phase[:1]})
+        Stage1Run(settings, data_settings, store, tmp_path / "run", resume=False, start=path)
+
+    with pytest.raises(InputError, match="no such checkpoint, and no such bundle"):
+        start(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigurationError, match="RADnet cannot start from a bundle"):
+        start(str(bundle), "radnet")
+    with pytest.raises(ConfigurationError, match="not a stage 1 of Shi et al"):
+        start("ich")
+    values = data_settings.model_dump()
+    swapped = DataSettings.model_validate(
+        {**values, "train": values["validation"], "validation": values["train"]}
+    )
+    with pytest.raises(ConfigurationError, match="for validation: these patients would be known"):
+        Stage1Run(SETTINGS, swapped, store, tmp_path / "run", resume=False, start=str(bundle))
+    document = json.loads((bundle / "bundle.json").read_text())
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    del document["training"]["seeds"]
+    (copy / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigurationError, match="does not say how its 'encoder' was trained"):
+        start(str(copy))
 
 
 def test_patients_held_back_now_may_not_have_been_trained_on(
@@ -115,13 +191,13 @@ def test_patients_held_back_now_may_not_have_been_trained_on(
         {**values, "train": values["validation"], "validation": values["train"]}
     )
     with pytest.raises(ConfigurationError, match="holds back 0 to 2 for validation"):
-        Stage1Run(SETTINGS, swapped, store, tmp_path / "two", resume=False, start=checkpoint)
+        Stage1Run(SETTINGS, swapped, store, tmp_path / "two", resume=False, start=str(checkpoint))
     with pytest.raises(ConfigurationError, match="holds back 0 to 2 for validation"):
         Stage1Run(SETTINGS, swapped, store, tmp_path / "one", resume=True)
     values["grid"]["spacing_mm"] = 3.0
     finer = DataSettings.model_validate(values)
     with pytest.raises(ConfigurationError, match="grid"):
-        Stage1Run(SETTINGS, finer, store, tmp_path / "two", resume=False, start=checkpoint)
+        Stage1Run(SETTINGS, finer, store, tmp_path / "two", resume=False, start=str(checkpoint))
 
 
 def test_settings_of_another_run_cannot_resume_it(

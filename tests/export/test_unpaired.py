@@ -158,8 +158,8 @@ def test_another_division_of_the_patients_is_refused(data: DataSettings) -> None
     (source,) = data.source
     other = data.model_copy(update={"source": (source.model_copy(update={"test": 0.3}),)})
     with pytest.raises(ConfigurationError, match="one index"):
-        other.refuse_mixing(data, "stage1.pt")
-    data.refuse_mixing(data, "stage1.pt")
+        other.refuse_mixing(data.seen, "stage1.pt")
+    data.refuse_mixing(data.seen, "stage1.pt")
 
 
 def test_a_positive_slab_without_a_mask_is_classified_and_nothing_else(
@@ -250,7 +250,7 @@ def test_seeds_of_a_source_may_not_be_held_back(data_settings: DataSettings) -> 
     earlier = DataSettings.model_validate({**values, "source": [elsewhere]})
     later = DataSettings.model_validate({**values, "test": {"first_seed": 41, "pairs": 2}})
     with pytest.raises(ConfigurationError, match="would be known"):
-        later.refuse_mixing(earlier, "stage1.pt")
+        later.refuse_mixing(earlier.seen, "stage1.pt")
     with pytest.raises(ValueError, match="no seeds to train on"):
         SourceSettings.model_validate({**elsewhere, "collection": "made-up"})
 
@@ -325,7 +325,7 @@ def test_committed_settings_of_real_collections_fit_each_other(name: str) -> Non
     stage2 = load_study_settings(configs / f"{name}-stage2.toml")
     first = load_data_settings(configs / f"{name}-stage1.toml", stage1.data)
     second = load_data_settings(configs / f"{name}-stage2.toml", stage2.data)
-    second.refuse_mixing(first, "stage 1")
+    second.refuse_mixing(first.seen, "stage 1")
     assert {source.collection for source in first.source} <= {
         source.collection for source in second.source
     }
