@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.datasets.store import StoredStudy, StudyPair
+from export.models.base import mixed_precision
 from export.models.stage1 import PE, SlabClassifier
 from export.models.stage2 import SequenceNorm, StudyNet
 from export.training.config import DataSettings, Stage2Settings
@@ -196,7 +197,7 @@ class ShiStudies:
     ) -> tuple[Tensor, list[float], list[bool]]:
         """Cross-entropy of the studies of some couples."""
         x, labels = self._batch([self.features.studies(i, rng) for i in pairs], rng)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             logits = model(x).float().flatten()
         loss = functional.binary_cross_entropy_with_logits(logits, labels)
         return loss, logits.detach().tolist(), [v > 0.5 for v in labels.tolist()]
@@ -207,7 +208,7 @@ class ShiStudies:
         logits: list[float] = []
         labels: list[float] = []
         for study in self.features.studies.validation:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with mixed_precision():
                 logits.append(float(model(self.features.cache.decoded(study.codes)[None])))
             labels.append(float(study.positive))
         return logits, labels

@@ -34,7 +34,7 @@ from export.command_line import (
     stopping,
 )
 from export.datasets.store import Studies
-from export.models.base import SlabNetwork, channels_last
+from export.models.base import SlabNetwork, channels_last, mixed_precision
 from export.systems.registry import refuse_other_system, system_of
 from export.training.checkpoint import (
     CsvLog,
@@ -345,7 +345,7 @@ class Stage1Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.model.train()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with mixed_precision():
                 output = forward(batch.slabs)
             terms = self.system.terms(output, batch, phase.loss)
             self.optimizer.zero_grad(set_to_none=True)

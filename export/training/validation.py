@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from export.models.base import SlabNetwork
+from export.models.base import SlabNetwork, mixed_precision
 from export.training.config import GridSettings
 from export.training.sampling import SlabRef, whole_slab
 from pe_infer.errors import ConfigurationError
@@ -127,7 +127,7 @@ def score_slabs(
     for ref, compared in slabs:
         clot = ref.study.slab_mask(ref.middle, grid.planes_per_slab)[half]
         for positive, each in ((True, ref), (False, compared)):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with mixed_precision():
                 output = model(whole_slab(each, grid).slabs)
             attention = output.attention[0, 0].float().numpy()
             logits[positive].append(float(output.stage1_logit))

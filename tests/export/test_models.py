@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from export.models import ConvLstm, SlabClassifier, StudyNet
+from export.models.base import mixed_precision
 
 
 def test_stage1_has_the_published_shapes_and_size() -> None:
@@ -88,3 +89,14 @@ def test_direction_matters() -> None:
     model = StudyNet(8, (4, 6), 8).eval()
     features = torch.rand(1, 6, 8, 8, 8)
     assert not torch.allclose(model(features), model(features.flip(1)))
+
+
+@pytest.mark.parametrize("unit", ["amx_bf16", "bf16", None])
+def test_training_is_in_bfloat16_where_the_cpu_has_units_for_it(
+    unit: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"avx512_bf16": True, "amx_bf16": False, **({unit: True} if unit else {})}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    with mixed_precision():
+        product = torch.rand(2, 2) @ torch.rand(2, 2)
+    assert product.dtype == (torch.bfloat16 if unit else torch.float32)
