@@ -40,7 +40,8 @@ from pe_infer import Detector, Slice, StudyResult
 from pe_infer.bundle import Bundle, shipped
 from pe_infer.conclusion import package_versions
 from pe_infer.dicom import open_series, write_series
-from pe_infer.engines.base import AUTO, cpu_name, installed
+from pe_infer.engines.base import AUTO, installed
+from pe_infer.engines.processor import processor
 from pe_infer.lattice import lattice_for
 from pe_infer.manifest import Manifest
 from pe_infer.preprocess import SliceResampler
@@ -351,7 +352,7 @@ def _median(repeats: int, action: Callable[[], StudyResult | None]) -> float:
 
 def _machine(engine: str) -> dict[str, Any]:
     return {
-        "processor": cpu_name(),
+        "processor": processor().name,
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
         "asked_engine": engine,

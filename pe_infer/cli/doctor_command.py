@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -18,10 +17,10 @@ from pe_infer.cli.engines_preflight import preflight
 from pe_infer.cli.gpu_selfcheck import selfcheck
 from pe_infer.cli.layout import open_console, print_facts
 from pe_infer.detector import default_cache_dir
-from pe_infer.engines.base import AUTO, RUNTIMES, cpu_name, missing, select
+from pe_infer.engines.base import AUTO, RUNTIMES, missing, select
+from pe_infer.engines.processor import processor
 from pe_infer.errors import ConfigurationError, EngineError, PeInferError
 
-_FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 _PACKAGES: Final = (
     "pe-infer",
     "numpy",
@@ -36,7 +35,6 @@ _PACKAGES: Final = (
     "tensorrt",
     "tensorrt-rtx",
 )
-_CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 def doctor_command(
@@ -146,8 +144,11 @@ def _refuse_mixture(
 def _examine() -> tuple[list[tuple[str, str]], list[str], bool]:
     """Facts in order, hints, and whether an engine works."""
     facts = [
-        ("machine", f"{cpu_name()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
-        ("features", ", ".join(_cpu_features()) or "none of those that matter here"),
+        (
+            "machine",
+            f"{processor().name}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        ),
+        ("features", ", ".join(processor().features) or "none of those that matter here"),
         ("memory", _memory()),
         ("python", platform.python_version()),
     ]
@@ -199,15 +200,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_features() -> list[str]:
-    if not _CPUINFO.exists():
-        return []
-    text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    present = set(found.group(1).split()) if found else set()
-    return [feature for feature in _FEATURES if feature in present]
 
 
 def _memory() -> str:

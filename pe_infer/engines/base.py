@@ -14,7 +14,6 @@ library.
 
 import importlib
 import importlib.util
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,19 +344,6 @@ def zeros(engine: Engine, batch: int, lane: Lane | None = None) -> dict[str, Ten
 def batch_sizes(wanted: int, max_batch: int) -> tuple[int, ...]:
     """Batch sizes of an engine that would like ``wanted`` where the bundle allows ``max_batch``."""
     return tuple(sorted({1, min(wanted, max_batch)}))
-
-
-def cpu_name() -> str:
-    """The processor's name, as the operating system tells it."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            names = (
-                line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-            )
-            found = next(names, "")
-    except OSError:
-        found = ""
-    return found or platform.processor() or platform.machine()
 
 
 def _shown(spec: TensorSpec) -> str:

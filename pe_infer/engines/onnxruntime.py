@@ -21,9 +21,9 @@ from pe_infer.engines.base import (
     TensorSpec,
     batch_sizes,
     check_tensors,
-    cpu_name,
 )
 from pe_infer.engines.lane import HostLane, Lane, Tensor
+from pe_infer.engines.processor import processor
 from pe_infer.errors import Code, EngineError
 from pe_infer.manifest import Precision
 
@@ -110,7 +110,7 @@ class OnnxRuntimeRuntime:
         self.options = options
         self._onnxruntime = _vendor()
         self.version = str(self._onnxruntime.__version__)
-        self.device = cpu_name()
+        self.device = processor().name
 
     def compile(
         self, graph: bytes, *, name: str, precision: Precision = "float32", max_batch: int = 1

@@ -29,6 +29,7 @@ from pe_infer.engines.base import (
     check_tensors,
 )
 from pe_infer.engines.lane import HostLane, Lane, Tensor
+from pe_infer.engines.processor import processor
 from pe_infer.errors import Code, ConfigurationError, EngineError
 from pe_infer.manifest import Precision
 from pe_infer.onnx_scan import declared_names
@@ -172,7 +173,7 @@ class OpenVinoRuntime:
         return HostLane()
 
     def _must_be_float32(self, precision: Precision) -> bool:
-        """Whether the plugin's own choice of a type is not what is asked for.
+        """Whether the plugin's own choice of a type is not what is asked for, or is slow.
 
         Where that is bfloat16 (x86), it leaves everything behind a graph's last convolution or
         matrix product in float32: a recurrent state too. Where it is float16 (Arm), it does not.
@@ -181,7 +182,9 @@ class OpenVinoRuntime:
             return True
         with _translated("ask for the default precision"):
             chosen = self._core.get_property(_DEVICE, "INFERENCE_PRECISION_HINT").get_type_name()
-        return precision == "mixed" and chosen != "bf16"
+        if chosen == "bf16":
+            return processor().bfloat16_is_slow
+        return precision == "mixed"
 
 
 def runtime(name: str, options: EngineOptions) -> OpenVinoRuntime:
