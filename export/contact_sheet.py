@@ -3,7 +3,9 @@
 ``python -m export.contact_sheet --bundle ich --seeds 11,12,13 --out docs/head-phantoms.png``
 
 A row per patient, at the slab with most lesion, on the bundle's grid: without lesions, with them,
-the truth outlined, and what the network looked at.
+the truth outlined, and what the network looked at. ``--real FOLDER`` adds a row of a real series,
+in the same window and at the same zoom: three heights, and what the network looked at. Such a sheet
+has a patient on it: keep it to yourself.
 """
 
 from collections.abc import Sequence
@@ -18,40 +20,37 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from export.command_line import reported
+from export.command_line import PhantomOption, reported
 from export.datasets.generate import to_grid
-from pe_infer import Detector
+from export.phantoms import chosen_phantom
+from pe_infer import Detector, dicom, preprocess
 from pe_infer.errors import ConfigurationError
 from pe_infer.phantom import Phantom
 from pe_infer.result import StudyResult
-from pe_infer.synthetic import phantom_for
 
 CELL_INCHES: Final = 2.2
 WINDOWS_HU: Final = {"chest": (100.0, 700.0), "head": (40.0, 80.0)}  # centre, width
+REAL_HEIGHTS: Final = (0.3, 0.5, 0.7)  # of the slabs that pass the gate, from the lowest one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One patient at one plane.
+class Panel:
+    """One picture of a row.
 
     Attributes:
-        title: Seed and largest lesion.
-        without: (rows, cols) HU.
-        lesions: (rows, cols) HU.
-        mask: (rows, cols) bool.
-        attention: (h, w) of the slab at that plane; ``None`` behind the gate.
-        said: Probability of the study with lesions.
+        title: Above it.
+        hu: (rows, cols).
+        mask: (rows, cols) bool to outline.
+        attention: (h, w) of the slab at that plane, laid over it.
     """
 
     title: str
-    without: NDArray[np.float32]
-    lesions: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    attention: NDArray[np.float32] | None
-    said: str
+    hu: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None = None
+    attention: NDArray[np.float32] | None = None
 
 
-def make_row(phantom: Phantom, seed: int, detector: Detector) -> Row:
+def synthetic_row(phantom: Phantom, seed: int, detector: Detector) -> list[Panel]:
     """One patient at the slab with most lesion."""
     grid = detector.bundle.manifest.grid
     negative, positive = phantom.pair(seed)
@@ -59,41 +58,73 @@ def make_row(phantom: Phantom, seed: int, detector: Detector) -> Row:
     plane = max(lesions.slab_planes, key=lambda middle: int(lesions.mask[middle].sum()))
     result = detector.detect(positive.slices)
     largest = positive.lesions[0]
-    said = "not processed" if result.probability is None else f"{result.probability:.2f}"
-    return Row(
-        title=f"{seed}: {largest.kind}, {largest.place}, {largest.volume_mm3 / 1000:.1f} ml",
-        without=without.hu[plane],
-        lesions=lesions.hu[plane],
-        mask=lesions.mask[plane],
-        attention=_attention(result, int(lesions.positions_um[plane])),
-        said=said,
+    kind = f"{seed}: {largest.kind}, {largest.place}, {largest.volume_mm3 / 1000:.1f} ml"
+    hu = lesions.hu[plane]
+    return [
+        Panel(title="without", hu=without.hu[plane]),
+        Panel(title=kind, hu=hu),
+        Panel(title="truth", hu=hu, mask=lesions.mask[plane]),
+        Panel(
+            title=f"attention; study: {_said(result)}",
+            hu=hu,
+            attention=_attention(result, int(lesions.positions_um[plane])),
+        ),
+    ]
+
+
+def real_row(folder: Path, detector: Detector) -> list[Panel]:
+    """A real series at three heights, the middle one with attention.
+
+    Raises:
+        ConfigurationError: No slab of it passes the gate.
+        PeInferError: It cannot be read.
+    """
+    slices = list(dicom.open_series(folder).slices())
+    positions, hu = preprocess.planes(slices, detector.bundle.manifest.grid)
+    result = detector.detect(slices)
+    passed = [round(each.position_mm * 1000) for each in result.evidence if not each.gated]
+    if not passed:
+        raise ConfigurationError(f"{folder}: no slab passes the gate of the bundle")
+    heights = [passed[round(share * (len(passed) - 1))] for share in REAL_HEIGHTS]
+    pictures = {at: hu[positions.tolist().index(at)] for at in heights}
+    panels = [Panel(title=f"{folder.name}, {at / 1000:.0f} mm", hu=pictures[at]) for at in heights]
+    middle = heights[len(heights) // 2]
+    looked = Panel(
+        title=f"attention; study: {_said(result)}",
+        hu=pictures[middle],
+        attention=_attention(result, middle),
     )
+    return [*panels, looked]
 
 
-def draw(rows: Sequence[Row], window_hu: tuple[float, float], out: Path) -> None:
+def draw(rows: Sequence[Sequence[Panel]], window_hu: tuple[float, float], out: Path) -> None:
     """Write the sheet as PNG.
 
     Args:
-        rows: At least one.
+        rows: At least one, all of one length.
         window_hu: Centre and width.
         out: The file.
     """
-    figure = Figure(figsize=(4 * CELL_INCHES, len(rows) * (CELL_INCHES + 0.25)))
-    grid = figure.subplots(len(rows), 4, squeeze=False)
+    columns = len(rows[0])
+    figure = Figure(figsize=(columns * CELL_INCHES, len(rows) * (CELL_INCHES + 0.25)))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
     low, high = window_hu[0] - window_hu[1] / 2, window_hu[0] + window_hu[1] / 2
     for row, axes in zip(rows, grid, strict=True):
-        titles = ("without", row.title, "truth", f"attention; study: {row.said}")
-        for axis, title in zip(axes, titles, strict=True):
-            image = row.without if axis is axes[0] else row.lesions
-            axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            axis.set_title(title, fontsize=6)
+        for axis, panel in zip(axes, row, strict=True):
+            axis.imshow(panel.hu, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(panel.title, fontsize=6)
             axis.set_axis_off()
-        axes[2].contour(row.mask, levels=[0.5], colors=["red"], linewidths=0.6)
-        if row.attention is not None:
-            bottom, right = (size - 0.5 for size in row.mask.shape)
-            box = (-0.5, right, bottom, -0.5)
-            axes[3].imshow(row.attention, cmap="inferno", alpha=0.55, extent=box)
+            if panel.mask is not None:
+                axis.contour(panel.mask, levels=[0.5], colors=["red"], linewidths=0.6)
+            if panel.attention is not None:
+                bottom, right = (size - 0.5 for size in panel.hu.shape)
+                box = (-0.5, right, bottom, -0.5)
+                axis.imshow(panel.attention, cmap="inferno", alpha=0.55, extent=box)
     figure.savefig(out, dpi=110, bbox_inches="tight")
+
+
+def _said(result: StudyResult) -> str:
+    return "not processed" if result.probability is None else f"{result.probability:.2f}"
 
 
 def _attention(result: StudyResult, position_um: int) -> NDArray[np.float32] | None:
@@ -109,16 +140,21 @@ def main(
     bundle: Annotated[str, typer.Option(help="Folder or name of the bundle that looks at them.")],
     seeds: Annotated[str, typer.Option(help="Of the patients, with commas between.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    phantom: PhantomOption = None,
+    real: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a real series; may be repeated.")
+    ] = None,
 ) -> None:
     """Draw synthetic patients, and where a bundle looks in them."""
     console = Console()
     with reported(console), Detector(bundle) as detector:
-        phantom = phantom_for(detector.bundle.manifest)
+        made = chosen_phantom(detector.bundle.manifest, configuration=phantom)
         rows = [
-            make_row(phantom, seed, detector)
+            synthetic_row(made, seed, detector)
             for seed in track(_numbers(seeds), "patients", console=console)
         ]
-        draw(rows, WINDOWS_HU[phantom.anatomy], out)
+        rows += [real_row(folder, detector) for folder in real or []]
+        draw(rows, WINDOWS_HU[made.anatomy], out)
     console.print(f"written to {out}")
 
 

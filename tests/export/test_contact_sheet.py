@@ -4,26 +4,29 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pytest
 import typer
 from typer.testing import CliRunner
 
 from export import contact_sheet
-from pe_infer.phantom import ANATOMIES
+from export.contact_sheet import Panel
+from pe_infer import Detector
+from pe_infer.dicom import write_series
+from pe_infer.phantom import ANATOMIES, Phantom, open_phantom
 
 
-def row(*, attention: bool) -> contact_sheet.Row:
+def row(*, attention: bool) -> list[Panel]:
     plane = np.zeros((32, 32), np.float32)
     mask = np.zeros((32, 32), np.bool_)
     mask[8:12, 8:12] = True
     looked = np.zeros((8, 8), np.float32)
-    return contact_sheet.Row(
-        title="1: subdural, left convexity, 3.0 ml",
-        without=plane,
-        lesions=np.where(mask, np.float32(70), plane),
-        mask=mask,
-        attention=looked if attention else None,
-        said="0.70",
-    )
+    lesions = np.where(mask, np.float32(70), plane)
+    return [
+        Panel(title="without", hu=plane),
+        Panel(title="1: subdural, left convexity, 3.0 ml", hu=lesions),
+        Panel(title="truth", hu=lesions, mask=mask),
+        Panel(title="attention", hu=lesions, attention=looked if attention else None),
+    ]
 
 
 def test_a_sheet_has_a_row_per_patient(tmp_path: Path) -> None:
@@ -36,6 +39,34 @@ def test_a_sheet_has_a_row_per_patient(tmp_path: Path) -> None:
         assert red.any()  # the outline of the truth
         sizes.append(image.shape[0])
     assert 2.5 < sizes[1] / sizes[0] < 3.5
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phantom, Path]:
+    """A phantom, and one of its patients as a series on disk."""
+    folder = tmp_path_factory.mktemp("head")
+    phantom = open_phantom("head")
+    write_series(phantom.pair(3)[1].slices, folder)
+    return phantom, folder
+
+
+def test_rows_show_the_patient_as_the_bundle_gets_him(head: tuple[Phantom, Path]) -> None:
+    phantom, folder = head
+    with Detector("ich") as detector:
+        made = contact_sheet.synthetic_row(phantom, 3, detector)
+        read = contact_sheet.real_row(folder, detector)
+        said = detector.detect(folder)
+    changed = made[0].hu != made[1].hu
+    assert made[2].mask is not None
+    assert made[2].mask.any()
+    assert changed[made[2].mask].mean() > 0.9
+    assert changed[~made[2].mask].mean() < changed[made[2].mask].mean()
+    assert len(made) == len(read) == 4
+    assert len({panel.title for panel in read[:3]}) == 3
+    for panels in (made, read):
+        assert panels[3].attention is not None
+        assert panels[3].title == f"attention; study: {said.probability:.2f}"
+    assert np.array_equal(read[1].hu, read[3].hu)
 
 
 def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
