@@ -34,7 +34,7 @@ class EngineOptions:
 
     Attributes:
         precision: ``"default"`` leaves the type inside nodes that the bundle marks ``reduced`` or
-            ``mixed`` to the runtime (bfloat16 on CPUs that have it); ``"float32"`` computes
+            ``mixed`` to the runtime (bfloat16 on CPUs that are fast in it); ``"float32"`` computes
             everything in float32.
         threads: Threads of one inference; ``None`` is one per available core.
         cache_dir: Where the runtime may keep compiled graphs, for runtimes that can. Its files are
