@@ -304,7 +304,7 @@ def test_few_and_all_studies_of_the_pe_ablation_take_the_same_steps() -> None:
     unlike = {"train_pairs": everything.train_pairs, "epochs": everything.epochs}
     assert few.model_copy(update=unlike) == everything
     assert few.train_pairs * few.epochs == everything.train_pairs * everything.epochs
-    assert few.train_pairs * 5 == everything.train_pairs
+    assert few.train_pairs * 4 == everything.train_pairs
     annotated, data, product = (
         load_settings(CONFIGS / f"{name}.toml", DataSettings)
         for name in ("pe-ablation-annotated-data", "pe-ablation-data", "pe-data")
