@@ -41,6 +41,7 @@ from export.training.checkpoint import load_checkpoint
 from export.training.config import DataSettings, Settings, Stage1Settings, load_settings
 from export.training.features import CACHE_FILE
 from export.training.stage2 import FEATURES_FOLDER
+from export.training.start import seen_in_all
 from export.training_curve import CURVE_FILE, TABLE_FILE, TrainingLog, read_training_log
 from pe_infer.bundle import Bundle, GoldenData, write_bundle
 from pe_infer.errors import Code, InputError
@@ -156,21 +157,36 @@ def load_trained(paths: Sequence[Path]) -> Trained:
     stage2 = system.study_network(two["settings"], stage1, data.grid)
     stage2.load_state_dict(two["mean"])
     phase = Stage1Settings.model_validate(one["settings"]).phase[one["progression"]["phase"]]
+    every = seen_in_all(data.seen, one.get("start"))
+    before = every.seeds[len(data.seen.seeds) :]
     provenance = {
         "data": data.name,
         "seeds": {
-            f"{split} of {stage}": [seeds.first_seed, seeds.pairs]
-            for stage, settings in (("stage 1", data), ("stage 2", data2))
-            for split, seeds in (
-                ("training", settings.train),
-                ("validation", settings.validation),
-            )
+            **{
+                f"{split} of {stage}": [seeds.first_seed, seeds.pairs]
+                for stage, settings in (("stage 1", data), ("stage 2", data2))
+                for split, seeds in (
+                    ("training", settings.train),
+                    ("validation", settings.validation),
+                )
+            },
+            **{
+                f"training of {stage}, {source.store}": [
+                    source.train.first_seed,
+                    source.train.pairs,
+                ]
+                for stage, settings in (("stage 1", data), ("stage 2", data2))
+                for source in settings.source
+                if source.train
+            },
+            **{
+                f"training {number} before stage 1": [seeds.start, len(seeds)]
+                for number, seeds in enumerate(before, start=1)
+            },
         },
         "collections": {
-            each.collection: {"validation": each.validation, "test": each.test}
-            for settings in (data, data2)
-            for each in settings.source
-            if each.collection
+            name: {"validation": validation, "test": test}
+            for name, (validation, test) in {**every.collections, **data2.seen.collections}.items()
         },
         "backgrounds": sorted(
             {each.source for settings in (data, data2) for each in settings.backgrounds}

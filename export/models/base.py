@@ -6,6 +6,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pe_infer.engines.processor import processor
+
 
 class SlabOutput(Protocol):
     """What a first stage says of N slabs."""
@@ -44,11 +46,12 @@ class SlabNetwork(nn.Module):
 def mixed_precision() -> torch.autocast:
     """Context of training: bfloat16 where the CPU has units for it, else float32 [ours].
 
-    Without them (AMX on x86, BF16 on Arm) bfloat16 is no faster: a step of the full first stage of
-    Shi et al. took 11 s in it and 9 s in float32 on two cores with AVX-512 alone.
+    Elsewhere it is no faster: a step of the full first stage of Shi et al. took 11 s in it and 9 s
+    in float32 on two cores of an Intel processor without AMX.
     """
-    known = torch.cpu.get_capabilities()
-    fast = any(known.get(unit) for unit in ("amx_bf16", "bf16"))
+    here = processor()
+    units = {"amx_bf16", "avx512_bf16", "bf16"} & set(here.features)
+    fast = bool(units) and not here.bfloat16_is_slow
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast)
 
 

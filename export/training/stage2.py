@@ -132,7 +132,12 @@ class Stage2Run:
             content = load_checkpoint(self.checkpoint_path, stage=2)
             refuse_other_system(content, system_of(settings), self.checkpoint_path)
             earlier = DataSettings.model_validate(content["data"])
-            data.refuse_mixing(earlier.seen, str(self.checkpoint_path))
+            if earlier != data:
+                raise ConfigurationError(
+                    f"{self.checkpoint_path}: trained on {earlier.name!r}, now {data.name!r}, or "
+                    "the settings of the same data were changed: resume with those of the run "
+                    "(and its --without)"
+                )
             if (seed := content["settings"]["seed"]) != settings.seed:
                 raise ConfigurationError(
                     f"{self.checkpoint_path}: a run of seed {seed}, now {settings.seed}: "

@@ -1,7 +1,7 @@
 """Where a first stage starts from: a checkpoint, or a bundle whose checkpoints are not at hand."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,45 @@ def read_start(path: str, system: System) -> Start:
     return _of_bundle(bundle, system)
 
 
+def seen_in_all(seen: Seen, start: Mapping[str, Any] | None) -> Seen:
+    """What a training has seen, and what it started from had.
+
+    Args:
+        seen: By the training itself.
+        start: `Start.origin` of what it started from, if anything. Those of older versions do not
+            say what they have seen.
+    """
+    earlier = (start or {}).get("seen", {"seeds": [], "collections": {}})
+    before = {name: (first, second) for name, (first, second) in earlier["collections"].items()}
+    return replace(
+        seen,
+        seeds=[*seen.seeds, *(range(first, stop) for first, stop in earlier["seeds"])],
+        collections={**before, **seen.collections},
+    )
+
+
+def _told(seen: Seen) -> dict[str, Any]:
+    return {
+        "seeds": [[seeds.start, seeds.stop] for seeds in seen.seeds],
+        "collections": {name: list(split) for name, split in seen.collections.items()},
+    }
+
+
 def _of_checkpoint(path: Path, system: System) -> Start:
     content = load_checkpoint(path, stage=1)
     refuse_other_system(content, system, path)
+    start = content.get("start")
+    seen = seen_in_all(DataSettings.model_validate(content["data"]).seen, start)
     return Start(
         weights=content["mean"],
         width=content["width"],
-        seen=DataSettings.model_validate(content["data"]).seen,
+        seen=seen,
         origin={
             "data": content["data"]["name"],
             "progression": content["progression"],
             "width": content["width"],
-            "start": content.get("start"),
+            "seen": _told(seen),
+            "start": start,
         },
         measured=True,
     )
@@ -90,27 +117,29 @@ def _of_bundle(bundle: Bundle, system: System) -> Start:
         )
     model = system.restored(bundle.files[graphs[0]])
     training: Mapping[str, Any] = manifest.training
+    seen = Seen(
+        name=training["data"],
+        grid=manifest.grid,
+        seeds=[
+            range(first, first + pairs)
+            for name, (first, pairs) in training["seeds"].items()
+            if name.startswith("training")
+        ],
+        collections={
+            name: (split["validation"], split["test"])
+            for name, split in training.get("collections", {}).items()
+        },
+    )
     return Start(
         weights=model.state_dict(),
         width=model.width,
-        seen=Seen(
-            name=training["data"],
-            grid=manifest.grid,
-            seeds=[
-                range(first, first + pairs)
-                for name, (first, pairs) in training["seeds"].items()
-                if name.startswith("training")
-            ],
-            collections={
-                name: (split["validation"], split["test"])
-                for name, split in training.get("collections", {}).items()
-            },
-        ),
+        seen=seen,
         origin={
             "bundle": f"{manifest.name} {manifest.version}",
             "data": training["data"],
             "progression": training["stage1"]["progression"],
             "width": model.width,
+            "seen": _told(seen),
             "start": training.get("stage1_start"),
         },
         measured=False,

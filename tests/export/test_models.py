@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from export.models import ConvLstm, SlabClassifier, StudyNet
 from export.models.base import mixed_precision
+from pe_infer.engines.processor import Processor
 
 
 def test_stage1_has_the_published_shapes_and_size() -> None:
@@ -91,12 +92,21 @@ def test_direction_matters() -> None:
     assert not torch.allclose(model(features), model(features.flip(1)))
 
 
-@pytest.mark.parametrize("unit", ["amx_bf16", "bf16", None])
+@pytest.mark.parametrize(
+    ("vendor", "features", "chosen"),
+    [
+        ("GenuineIntel", ("avx512_bf16", "amx_bf16"), torch.bfloat16),
+        ("GenuineIntel", ("avx512_bf16",), torch.float32),
+        ("AuthenticAMD", ("avx512_bf16",), torch.bfloat16),
+        ("", ("asimd", "bf16"), torch.bfloat16),
+        ("GenuineIntel", ("avx2",), torch.float32),
+    ],
+)
 def test_training_is_in_bfloat16_where_the_cpu_has_units_for_it(
-    unit: str | None, monkeypatch: pytest.MonkeyPatch
+    vendor: str, features: tuple[str, ...], chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {"avx512_bf16": True, "amx_bf16": False, **({unit: True} if unit else {})}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    here = Processor("a processor", vendor, features)
+    monkeypatch.setattr("export.models.base.processor", lambda: here)
     with mixed_precision():
         product = torch.rand(2, 2) @ torch.rand(2, 2)
-    assert product.dtype == (torch.bfloat16 if unit else torch.float32)
+    assert product.dtype == chosen

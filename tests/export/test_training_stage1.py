@@ -128,7 +128,18 @@ def test_a_run_can_start_from_a_bundle(
     assert run.start["bundle"] == f"pe {loaded.manifest.version}"
     assert run.start["progression"] == loaded.manifest.training["stage1"]["progression"]
     run.train(stop_at(1, [run]), Console(quiet=True))
-    assert load_checkpoint(tmp_path / "checkpoint.pt", stage=1)["start"] == run.start
+    checkpoint = tmp_path / "checkpoint.pt"
+    assert load_checkpoint(checkpoint, stage=1)["start"] == run.start
+    # What starts from that checkpoint knows what the bundle has seen.
+    values = data_settings.model_dump()
+    values["train"], values["test"] = values["validation"], values["train"]
+    values["validation"] = {"first_seed": 500, "pairs": 2}
+    later = DataSettings.model_validate(values)
+    seen = data_settings.model_copy(update={"train": later.train, "validation": later.validation})
+    content = torch.load(checkpoint)
+    torch.save({**content, "data": seen.model_dump(mode="json")}, checkpoint)
+    with pytest.raises(ConfigurationError, match="for test: these patients would be known"):
+        Stage1Run(SETTINGS, later, store, tmp_path / "later", resume=False, start=str(checkpoint))
 
 
 def test_norms_measured_on_slabs_agree_with_them_in_training() -> None:
