@@ -46,8 +46,9 @@ class SlabNetwork(nn.Module):
 def mixed_precision() -> torch.autocast:
     """Context of training: bfloat16 where the CPU has units for it, else float32 [ours].
 
-    Elsewhere it is no faster: a step of the full first stage of Shi et al. took 11 s in it and 9 s
-    in float32 on two cores of an Intel processor without AMX.
+    Elsewhere it gains little: on two cores of an Intel processor without AMX a step of the full
+    first stage of Shi et al. took 11 s in it and 13 s in float32, or 12 and 9 to 10 s with memory
+    that stays with the process (see ``docs/training.md``).
     """
     here = processor()
     units = {"amx_bf16", "avx512_bf16", "bf16"} & set(here.features)

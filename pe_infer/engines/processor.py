@@ -31,7 +31,7 @@ class Processor:
 
         Intel's AVX512-BF16 multiplies at the rate of float32, and conversions come on top: on a
         Xeon whose AMX unit the virtual machine hides, two threads of OpenVINO 2026.4 needed 267 ms
-        for the encoder of ``pe`` in bfloat16 and 150 ms in float32. AMD's has twice the rate.
+        for the encoder of ``pe`` in bfloat16 and 150 ms in float32. AMD's is taken to be fast.
         """
         here = set(self.features)
         return self.vendor == "GenuineIntel" and "avx512_bf16" in here and "amx_bf16" not in here
