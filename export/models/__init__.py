@@ -2,7 +2,7 @@
 
 from export.models.base import SlabNetwork, SlabOutput, channels_last
 from export.models.radnet import SliceClassifier, SliceContext
-from export.models.stage1 import SlabClassifier, Stage1Output, widened
+from export.models.stage1 import SlabClassifier, Stage1Output, narrowed, widened
 from export.models.stage2 import ConvLstm, StudyNet
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Stage1Output",
     "StudyNet",
     "channels_last",
+    "narrowed",
     "widened",
 ]

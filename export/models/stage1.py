@@ -161,3 +161,23 @@ def widened(narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Ten
                 new[:rows] = old
         grown[name] = new
     return grown
+
+
+def narrowed(wide: dict[str, Tensor], narrow: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a narrow ``SlabClassifier`` that is the first channels of a wide one.
+
+    The inverse of `widened`. Of a network that was grown and has been trained since, the first
+    channels know what it knew before, and the means of their norms are no longer right: how much it
+    loses by this has to be measured [ours].
+
+    Args:
+        wide: State of the wide network.
+        narrow: State of a narrow one, for its shapes.
+
+    Returns:
+        New state for the narrow network; the arguments are not changed.
+    """
+    return {
+        name: wide[name][tuple(slice(count) for count in fresh.shape)].detach().clone()
+        for name, fresh in narrow.items()
+    }

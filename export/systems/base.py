@@ -33,17 +33,22 @@ class System(Protocol):
         """Settings of its second stage."""
 
     @property
-    def grows(self) -> bool:
-        """Whether its first stage can become wider between two phases."""
+    def resizes(self) -> bool:
+        """Whether its first stage can become wider or narrower."""
 
     def slab_network(self, channels: int, width: float) -> SlabNetwork:
         """A fresh first stage."""
 
-    def grown(self, narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:
-        """State of a wide first stage that computes what the narrow one does.
+    def resized(self, weights: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+        """State of a first stage of another width.
+
+        Args:
+            weights: A state. A wider network computes what this one does; a narrower one is its
+                first channels, and does not.
+            fresh: State of a fresh network of the new width.
 
         Raises:
-            ConfigurationError: The system's networks cannot grow.
+            ConfigurationError: The system's networks have one width.
         """
 
     def restored(self, encoder: bytes) -> SlabNetwork:

@@ -45,7 +45,7 @@ class Radnet:
     """
 
     name = "radnet"
-    grows = False
+    resizes = False
     card = tuple(CARD.splitlines())
     study_settings = ContextSettings
 
@@ -57,10 +57,12 @@ class Radnet:
         """DenseNet-40 with segmentation branches."""
         return SliceClassifier(channels, width, self._layers)
 
-    def grown(self, narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resized(self, weights: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
         """Refused: what a layer reads lies between what other layers wrote."""
-        del narrow, wide
-        raise ConfigurationError("RADnet cannot grow: give all phases of stage 1 the same width")
+        del weights, fresh
+        raise ConfigurationError(
+            "RADnet cannot change its width: give stage 1 that of what it starts from"
+        )
 
     def restored(self, encoder: bytes) -> SliceClassifier:
         """Refused: graphs of RADnet do not say which of its norms were folded."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.datasets.labels import attention_target
 from export.golden import golden_slabs
 from export.models.base import SlabNetwork, SlabOutput
-from export.models.stage1 import TOTAL_STRIDE, SlabClassifier, Stage1Output, widened
+from export.models.stage1 import TOTAL_STRIDE, SlabClassifier, Stage1Output, narrowed, widened
 from export.models.stage2 import StudyNet
 from export.onnx_export import StudyGraphs
 from export.systems.shi_graphs import restored_classifier, study_graphs
@@ -40,7 +40,7 @@ class Shi:
     """See ``export.systems.base.System``."""
 
     name = "shi"
-    grows = True
+    resizes = True
     card = tuple(CARD.splitlines())
     study_settings = Stage2Settings
 
@@ -48,9 +48,10 @@ class Shi:
         """ResNet-18 with a class activation map."""
         return SlabClassifier(channels, width)
 
-    def grown(self, narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See ``export.models.stage1.widened``."""
-        return widened(narrow, wide)
+    def resized(self, weights: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See ``widened`` and ``narrowed`` in ``export.models.stage1``."""
+        grows = weights["stem.weight"].shape[0] < fresh["stem.weight"].shape[0]
+        return widened(weights, fresh) if grows else narrowed(weights, fresh)
 
     def restored(self, encoder: bytes) -> SlabClassifier:
         """See ``export.systems.shi_graphs.restored_classifier``."""

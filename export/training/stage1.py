@@ -106,20 +106,20 @@ class Stage1Run:
             run: Folder for checkpoints and logs.
             resume: Go on from the checkpoint in ``run``.
             start: Start from the mean weights of this checkpoint, or from this bundle, rather than
-                from noise; it may be narrower. A run that is resumed has started already: it takes
-                no notice.
+                from noise; of a wider one the first channels. A run that is resumed has started
+                already: it takes no notice.
 
         Raises:
             BundleError: The bundle to start from is damaged.
-            ConfigurationError: The phases grow and the system cannot; ``run`` holds a checkpoint
-                and is not to be resumed, or the other way round; the checkpoint does not fit the
-                settings, has another seed, or was trained on patients that ``data`` holds back;
-                bundles of the system cannot be trained on.
+            ConfigurationError: The widths differ and the system cannot change its own; ``run``
+                holds a checkpoint and is not to be resumed, or the other way round; the checkpoint
+                does not fit the settings, has another seed, or was trained on patients that
+                ``data`` holds back; bundles of the system cannot be trained on.
             InputError: A checkpoint cannot be read, or is not there.
         """
         self.settings = settings
         self.system = system_of(settings)
-        if not self.system.grows and len({phase.width for phase in settings.phase}) > 1:
+        if not self.system.resizes and len({phase.width for phase in settings.phase}) > 1:
             raise ConfigurationError(
                 f"system {self.system.name!r} cannot grow: give all phases of stage 1 one width"
             )
@@ -212,19 +212,14 @@ class Stage1Run:
     def _start_from(self, path: str) -> None:
         start = read_start(path, self.system)
         self.data.refuse_mixing(start.seen, path)
-        weights = start.weights
-        if start.width > self.model.width:
-            raise ConfigurationError(
-                f"{path}: width {start.width}, expected at most that of the first phase, "
-                f"{self.model.width}: a network can only grow"
-            )
-        if start.width != self.model.width:
-            weights = self.system.grown(weights, self.model.state_dict())
-        self.model.load_state_dict(weights)
+        model = self._new_model(start.width, self.settings.seed)
+        model.load_state_dict(start.weights)
         if not start.measured:
-            measure_norms(
-                self.model, self._batches(self._indexed(self._opened(None))).batch(0).slabs
-            )
+            measure_norms(model, self._batches(self._indexed(self._opened(None))).batch(0).slabs)
+        weights = model.state_dict()
+        if start.width != self.model.width:
+            weights = self.system.resized(weights, self.model.state_dict())
+        self.model.load_state_dict(weights)
         self.mean = MovingAverage(self.model, self.settings.ema_decay)
         self.start = start.origin
 
@@ -273,8 +268,8 @@ class Stage1Run:
         if width != self.model.width:
             wide = self._new_model(width, self.settings.seed + index)
             fresh = wide.state_dict()
-            mean = self.system.grown(self.mean.state, fresh)
-            wide.load_state_dict(self.system.grown(self.model.state_dict(), fresh))
+            mean = self.system.resized(self.mean.state, fresh)
+            wide.load_state_dict(self.system.resized(self.model.state_dict(), fresh))
             self.model = wide
             self.mean.state = mean
             self.mean.updates = 0

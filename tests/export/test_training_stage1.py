@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from export.command_line import stopping
-from export.models import SlabClassifier, widened
+from export.models import SlabClassifier, narrowed, widened
 from export.training.checkpoint import MovingAverage, load_checkpoint
 from export.training.config import DataSettings, Stage1Settings
 from export.training.schedule import Stopwatch, learning_rate
@@ -89,6 +89,11 @@ def test_widened_network_computes_the_same() -> None:
         one, other = narrow.train(mode)(slabs), wide.train(mode)(slabs)
         torch.testing.assert_close(one.attention, other.attention, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.logits, other.logits, atol=1e-4, rtol=1e-4)
+    back = narrowed(wide.state_dict(), narrow.state_dict())
+    for name, weights in narrow.state_dict().items():
+        torch.testing.assert_close(
+            back[name], wide.state_dict()[name][tuple(map(slice, weights.shape))]
+        )
 
 
 def test_a_run_can_start_from_the_mean_weights_of_a_narrower_one(
@@ -107,8 +112,12 @@ def test_a_run_can_start_from_the_mean_weights_of_a_narrower_one(
     content = load_checkpoint(tmp_path / "wide" / "checkpoint.pt", stage=1)
     assert content["start"]["progression"]["step"] == 3
     grown = tmp_path / "wide" / "checkpoint.pt"
-    with pytest.raises(ConfigurationError, match="can only grow"):
-        Stage1Run(SETTINGS, data_settings, store, tmp_path / "no", resume=False, start=str(grown))
+    back = Stage1Run(
+        SETTINGS, data_settings, store, tmp_path / "no", resume=False, start=str(grown)
+    )
+    for name, old in narrow.mean.state.items():  # the first channels are what was grown
+        torch.testing.assert_close(back.model.state_dict()[name], old)
+    back.train(lambda: True, Console(quiet=True))
 
 
 def test_a_run_can_start_from_a_bundle(

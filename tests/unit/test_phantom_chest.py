@@ -31,8 +31,8 @@ from pe_infer.phantom.raster import Capsules, Lattice, add_occupancy
 from pe_infer.phantom.sampling import Draw
 
 CONFIGS = Path(__file__).parents[2] / "export" / "configs"
-VERSION_1 = DEFAULT
-VERSION_2 = PhantomConfig.load(CONFIGS / "pe-phantom-v2.toml")
+VERSION_1 = PhantomConfig.load(CONFIGS / "pe-phantom-v1.toml")
+VERSION_2 = DEFAULT
 SHIFTED = PhantomConfig.load(CONFIGS / "pe-shifted.toml")
 DIGEST_2 = "3ed09e85c6e565757b0b3326cb09154207c308a20a0054e6709afa32cac4aa5d"
 SHIFTED_DIGEST = "be3ad325947eefe81cbd5c48e3f7fe1cc6999c854e797e40d9ffed0e87175140"

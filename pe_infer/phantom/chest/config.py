@@ -1,8 +1,8 @@
 """What the generator of chests may draw: ranges and probabilities, with their units in the names.
 
 The committed values are in ``default.toml`` beside this module; a study is a pure function of
-(seed, configuration). They are version 1 of the generator; a field with a default value in the
-class came later, and at that value changes nothing (``export/configs/pe-phantom-v2.toml`` uses it).
+(seed, configuration). They are version 2 of the generator; a field with a default value in the
+class was not in version 1 (``export/configs/pe-phantom-v1.toml``), and at that value changes nothing.
 """
 
 import hashlib
