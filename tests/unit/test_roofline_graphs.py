@@ -231,11 +231,12 @@ def test_a_file_that_is_no_graph_is_refused() -> None:
         cost(b"\xff")
 
 
-def resnet_18(grid: PatientGrid) -> int:
+def resnet_18(grid: PatientGrid, width: float) -> int:
     """Multiply-adds at total stride 16: 3x3 stem of stride 2, four stages of two blocks."""
-    side, channels = grid.rows // 2, 64
+    stages = [round(width * count) for count in (64, 128, 256, 512)]
+    side, channels = grid.rows // 2, stages[0]
     multiply_adds = side**2 * channels * 9 * grid.channels
-    for makes in (64, 128, 256, 512):
+    for makes in stages:
         for block in range(2):
             shrinks = block == 0 and makes != channels
             side = side // 2 if shrinks else side
@@ -245,8 +246,9 @@ def resnet_18(grid: PatientGrid) -> int:
     return multiply_adds + side**2 * 2 * channels  # class activation maps
 
 
-def densenet_40(grid: PatientGrid) -> int:
+def densenet_40(grid: PatientGrid, width: float) -> int:
     """Multiply-adds: stem of stride 2, three blocks of 12 layers of growth 12, three branches."""
+    assert width == 1
     side, channels = grid.rows // 2, 16
     multiply_adds = side**2 * channels * 9 * grid.channels
     for block in range(3):
@@ -267,7 +269,8 @@ ENCODERS = {"pe": resnet_18, "ich": densenet_40}  # counted anew from the archit
 @pytest.mark.parametrize("name", shipped())
 def test_the_encoder_costs_what_its_architecture_does(name: str) -> None:
     bundle = Bundle.load(name)
-    multiply_adds = ENCODERS[name](bundle.manifest.grid)
+    trained = bundle.manifest.training["stage1"]
+    multiply_adds = ENCODERS[name](bundle.manifest.grid, trained.get("width", 1.0))
     node = next(n for n in Program(bundle.manifest).graph_nodes if n.name == "encoder")
     found = cost(half_graph(bundle.graph(node), name="encoder", precision=node.precision))
     assert sum(kernel.tensor_flops for kernel in found.kernels) == 2 * multiply_adds
