@@ -23,6 +23,7 @@ from torch import nn
 
 from export.calibration import choose_points, fit_calibration
 from export.command_line import reported
+from export.datasets.collections.registry import COLLECTIONS
 from export.evaluate import checkpoint_hashes
 from export.golden import golden_positions_um
 from export.model_card import model_card
@@ -143,7 +144,8 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         )
     (path1, one), (path2, two) = sorted(contents, key=lambda entry: int(entry[1]["stage"]))
     data, data2 = (DataSettings.model_validate(content["data"]) for content in (one, two))
-    data2.refuse_mixing(data.seen, str(path1))
+    every, every2 = seen_in_all(one), seen_in_all(two)
+    data2.refuse_mixing(every, str(path1))
     _refuse_other_features(path1, path2)
     system = system_of(one["settings"])
     refuse_other_system(two, system, path2)
@@ -157,8 +159,7 @@ def load_trained(paths: Sequence[Path]) -> Trained:
     stage2 = system.study_network(two["settings"], stage1, data.grid)
     stage2.load_state_dict(two["mean"])
     phase = Stage1Settings.model_validate(one["settings"]).phase[one["progression"]["phase"]]
-    every = seen_in_all(data.seen, one.get("start"))
-    before = every.seeds[len(data.seen.seeds) :]
+    collections = {**every.collections, **every2.collections}
     provenance = {
         "data": data.name,
         "seeds": {
@@ -180,17 +181,24 @@ def load_trained(paths: Sequence[Path]) -> Trained:
                 if source.train
             },
             **{
-                f"training {number} before stage 1": [seeds.start, len(seeds)]
+                f"{purpose} {number} before stage 1": [seeds.start, len(seeds)]
+                for purpose, before in (
+                    ("training", every.seeds[len(data.seen.seeds) :]),
+                    ("validation", every.validated[len(data.seen.validated) :]),
+                )
                 for number, seeds in enumerate(before, start=1)
             },
         },
         "collections": {
             name: {"validation": validation, "test": test}
-            for name, (validation, test) in {**every.collections, **data2.seen.collections}.items()
+            for name, (validation, test) in collections.items()
         },
-        "backgrounds": sorted(
-            {each.source for settings in (data, data2) for each in settings.backgrounds}
-        ),
+        "terms": {
+            name: COLLECTIONS[name].terms for name in sorted(collections) if name in COLLECTIONS
+        },
+        "validated_on": "real studies" if data2.unpaired else "pairs",
+        "backgrounds": dict(sorted({**every.backgrounds, **every2.backgrounds}.items())),
+        "all_backgrounds": every.all_backgrounds and every2.all_backgrounds,
         "stage1": {
             "sha256": _sha256(path1),
             "progression": one["progression"],
