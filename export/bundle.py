@@ -38,13 +38,13 @@ from export.parity import (
 )
 from export.systems.base import System
 from export.systems.registry import refuse_other_system, system_of
-from export.training.checkpoint import load_checkpoint
+from export.training.checkpoint import load_checkpoint, unfinished
 from export.training.config import DataSettings, Settings, Stage1Settings, load_settings
 from export.training.features import CACHE_FILE
 from export.training.stage2 import FEATURES_FOLDER
 from export.training.start import seen_in_all
 from export.training_curve import CURVE_FILE, TABLE_FILE, TrainingLog, read_training_log
-from pe_infer.bundle import Bundle, GoldenData, write_bundle
+from pe_infer.bundle import CERTIFICATE_FILE, Bundle, GoldenData, write_bundle
 from pe_infer.errors import Code, InputError
 from pe_infer.manifest import (
     FORMAT_VERSION,
@@ -111,6 +111,7 @@ class Trained:
             ``validation``; ``None`` where the study has a logit of its own.
         provenance: ``training`` of the manifest, without the evaluation.
         log: Of both trainings, where it lies beside the checkpoints.
+        unfinished: A line for each checkpoint from before the end of its run.
     """
 
     system: System
@@ -121,6 +122,7 @@ class Trained:
     consecutive: int | None
     provenance: dict[str, Any]
     log: TrainingLog | None = None
+    unfinished: tuple[str, ...] = ()
 
 
 def load_trained(paths: Sequence[Path]) -> Trained:
@@ -220,6 +222,7 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         log=read_training_log(
             path1, path2, steps=(one["progression"]["step"], two["progression"]["step"])
         ),
+        unfinished=tuple(filter(None, (unfinished(path, content) for path, content in contents))),
     )
 
 
@@ -452,10 +455,18 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     config: Annotated[Path, typer.Option(help="What the bundle says of itself.")] = DEFAULT_CONFIG,
     evaluation: Annotated[
-        Path | None, typer.Option(help="evaluation.json of these weights, for the model card.")
+        Path | None,
+        typer.Option(
+            help="evaluation.json of these weights, for the model card.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     shifted: Annotated[
-        Path | None, typer.Option(help="The same of shifted studies, for the model card.")
+        Path | None,
+        typer.Option(
+            help="The same of shifted studies, for the model card.", exists=True, dir_okay=False
+        ),
     ] = None,
     section: Annotated[
         list[Path] | None,
@@ -470,13 +481,24 @@ def main(
     console = Console()
     with reported(console):
         settings = load_settings(config, BundleSettings)
+        trained = load_trained(checkpoints)
+        for line in trained.unfinished:
+            console.print(line, markup=False, soft_wrap=True)
+        certified = (out / CERTIFICATE_FILE).exists()
         bundle, report = make_bundle(
             settings,
-            load_trained(checkpoints),
+            trained,
             out,
             json.loads(evaluation.read_text()) if evaluation else None,
             shifted=json.loads(shifted.read_text()) if shifted else None,
             sections=[read_section(path) for path in section or ()],
+        )
+    if certified:
+        console.print(
+            f"{out / CERTIFICATE_FILE}: removed, it was of the bundle that lay there before. Make "
+            "another with 'python -m export.certify --store'.",
+            markup=False,
+            soft_wrap=True,
         )
     table = Table("graph", "kB", "difference from PyTorch", title=f"{bundle.folder}")
     for name, difference in report.nodes.items():

@@ -20,7 +20,8 @@ HEADLINES = {
 }
 
 POSITIVE_SHARES = {
-    "pairs": "positive there and here; among patients of whom fewer are, probabilities are too high.",
+    "pairs": "positive there and here; among patients of whom fewer are, probabilities are too "
+    "high.",
     "real studies": "positive here, there as many as the collections have.",
 }
 

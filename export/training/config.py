@@ -221,7 +221,8 @@ class DataSettings(Settings):
             stores: Of sources.
 
         Raises:
-            ConfigurationError: There is no such source, or no source is left.
+            ConfigurationError: There is no such source, or none is left, or only such as are
+                trained on but not validated on.
         """
         known = [source.store for source in self.source]
         left = [source for source in self.source if source.store not in stores]
@@ -229,6 +230,12 @@ class DataSettings(Settings):
             raise ConfigurationError(
                 f"{self.name!r} cannot do without {', '.join(unknown or stores)}: its sources are "
                 f"{', '.join(known) or 'none'}"
+            )
+        if all(source.train for source in left):
+            raise ConfigurationError(
+                f"{self.name!r} cannot do without {', '.join(stores)}: the sources that are left, "
+                f"{', '.join(source.store for source in left)}, are trained on only, and nothing "
+                "is validated on"
             )
         total = sum(source.share for source in left)
         shared = [source.model_copy(update={"share": source.share / total}) for source in left]

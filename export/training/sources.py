@@ -52,7 +52,13 @@ def open_sources(
     """
     seeds: SplitSettings = getattr(data, split)
     if not data.source:
-        found = open_pairs(folder, first_seed=seeds.first_seed, pairs=seeds.pairs, limit=pairs)
+        found = open_pairs(
+            folder,
+            first_seed=seeds.first_seed,
+            pairs=seeds.pairs,
+            limit=pairs,
+            painted=bool(data.backgrounds),
+        )
         _refuse_others(found, data, data.backgrounds)
         return [of_pairs(found)]
     wanted = [
@@ -60,6 +66,10 @@ def open_sources(
         for source in data.source
         if split == "train" or source.collection or not (data.unpaired or source.train)
     ]
+    if not wanted:
+        raise ConfigurationError(
+            f"{data.name!r}: every source is trained on only, none is left to validate on"
+        )
     return [
         _real(source, data, folder / source.store, split, pairs, annotated_only=annotated_only)
         if source.collection
@@ -76,7 +86,13 @@ def _all_pairs(
 ) -> list[StudyPair]:
     """Pairs of a store that has to be complete: what is drawn depends on how many there are."""
     count = seeds.pairs if limit is None else min(limit, seeds.pairs)
-    found = open_pairs(store, first_seed=seeds.first_seed, pairs=seeds.pairs, limit=count)
+    found = open_pairs(
+        store,
+        first_seed=seeds.first_seed,
+        pairs=seeds.pairs,
+        limit=count,
+        painted=bool(source.backgrounds),
+    )
     if len(found) < count:
         raise ConfigurationError(
             f"{store}: {len(found)} pairs from seed {seeds.first_seed} on, the settings name "
@@ -93,10 +109,17 @@ def _refuse_others(
 
     Raises:
         ConfigurationError: They were painted into other real studies than the backgrounds, or they
-            are phantoms and there are backgrounds.
+            are phantoms and there are backgrounds; or they are of another grid, as far as the store
+            says: older ones do not.
     """
     expected = {each.source for each in backgrounds} or {None}
+    grid = grid_digest(data.grid.to_grid())
     for study in (study for pair in pairs for study in (pair.positive, pair.negative)):
+        if (made_on := study.record.phantom.get("grid", grid)) != grid:
+            raise ConfigurationError(
+                f"{study.folder}: grid {made_on!r}, expected {grid!r} of {data.name!r}: make the "
+                "store again with these settings"
+            )
         found = study.record.phantom.get("semi-synthetic")
         if found not in expected:
             made = f"was painted into a study of {found!r}" if found else "is a phantom"

@@ -46,6 +46,7 @@ from export.training.checkpoint import (
     load_checkpoint,
     prepare_run,
     save_checkpoint,
+    unfinished,
 )
 from export.training.config import DataSettings, StudySettings, load_data_settings
 from export.training.schedule import Stopwatch, learning_rate
@@ -296,6 +297,8 @@ def main(
             settings = settings.model_copy(update={"seed": seed})
         data_settings = load_data_settings(config, settings.data, without)
         system = system_of(settings)
+        if line := unfinished(stage1, load_checkpoint(stage1, stage=1)):
+            console.print(line, markup=False, soft_wrap=True)
         task = system.study_task(
             settings,
             data_settings,

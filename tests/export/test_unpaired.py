@@ -390,3 +390,46 @@ def test_painted_sources_are_named_as_the_settings_that_make_their_stores_name_t
         made = load_settings(CONFIGS / f"pe-painted-{source.store}.toml", DataSettings)
         assert source.train == made.train
         assert {b.folder: b.source for b in source.backgrounds} == made.painted
+
+
+def test_pairs_of_another_grid_are_refused_where_the_store_says_so(
+    store: Path, data_settings: DataSettings, tmp_path: Path
+) -> None:
+    values = data_settings.model_dump()
+    beside = DataSettings.model_validate({**values, "source": [{"store": "store", "share": 1.0}]})
+    shutil.copytree(store, tmp_path / "store")
+    study = next((tmp_path / "store").glob("*/study.json"))
+    content = json.loads(study.read_text())
+    for data, folder in ((beside, tmp_path), (data_settings, tmp_path / "store")):
+        for grid in (None, grid_digest(data.grid.to_grid())):
+            facts = {"grid": grid} if grid else {}
+            study.write_text(json.dumps({**content, "phantom": facts}))
+            open_sources(data, folder, "train")
+        study.write_text(json.dumps({**content, "phantom": {"grid": "abc"}}))
+        with pytest.raises(ConfigurationError, match="grid 'abc', expected"):
+            open_sources(data, folder, "train")
+
+
+def test_an_empty_store_is_told_the_command_that_fills_it(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    values = data_settings.model_dump()
+    for backgrounds, command in (([], "generate"), ([BACKGROUND], "generate_semisynthetic")):
+        source = {"store": "x", "share": 1.0, "backgrounds": backgrounds}
+        data = DataSettings.model_validate({**values, "source": [source]})
+        with pytest.raises(InputError, match=rf"export\.datasets\.{command} "):
+            open_sources(data, tmp_path, "train")
+
+
+def test_something_has_to_be_left_to_validate_on(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    painted = {"store": "x", "share": 0.5, "train": {"first_seed": 900, "pairs": 1}}
+    sources = [{"store": "phantoms", "share": 0.5}, painted]
+    data = DataSettings.model_validate({**data_settings.model_dump(), "source": sources})
+    assert data.without(["x"]).source
+    with pytest.raises(ConfigurationError, match="nothing is validated on"):
+        data.without(["phantoms"])
+    only = data.model_copy(update={"source": data.source[1:]})
+    with pytest.raises(ConfigurationError, match="none is left to validate on"):
+        open_sources(only, tmp_path, "validation")
