@@ -125,7 +125,7 @@ def chosen_rows(settings: AblationSettings, names: Sequence[str]) -> list[RowSet
     known = {row.name: row for row in settings.row}
     if unknown := [name for name in names if name not in known]:
         raise InputError(
-            f"--only {unknown}: there are the rows {list(known)}", code=Code.INVALID_ARGUMENT
+            f"{unknown}: no such rows, there are {list(known)}", code=Code.INVALID_ARGUMENT
         )
     return [known[name] for name in names] or list(settings.row)
 
@@ -185,6 +185,7 @@ def score_checkpoints(
         settings = load_settings(config, AblationSettings)
         data_settings = load_data_settings(config, settings.data)
         rows = [Row.parse(text) for text in row]
+        chosen_rows(settings, [each.name for each in rows])
         scorer = Scorer(rows, data_settings, threads)
         yardstick = Yardstick.prepare(
             data_settings,

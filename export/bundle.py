@@ -23,6 +23,7 @@ from torch import nn
 
 from export.calibration import choose_points, fit_calibration
 from export.command_line import reported
+from export.datasets.collections.registry import COLLECTIONS
 from export.evaluate import checkpoint_hashes
 from export.golden import golden_positions_um
 from export.model_card import model_card
@@ -37,13 +38,13 @@ from export.parity import (
 )
 from export.systems.base import System
 from export.systems.registry import refuse_other_system, system_of
-from export.training.checkpoint import load_checkpoint
+from export.training.checkpoint import load_checkpoint, unfinished
 from export.training.config import DataSettings, Settings, Stage1Settings, load_settings
 from export.training.features import CACHE_FILE
 from export.training.stage2 import FEATURES_FOLDER
 from export.training.start import seen_in_all
 from export.training_curve import CURVE_FILE, TABLE_FILE, TrainingLog, read_training_log
-from pe_infer.bundle import Bundle, GoldenData, write_bundle
+from pe_infer.bundle import CERTIFICATE_FILE, Bundle, GoldenData, write_bundle
 from pe_infer.errors import Code, InputError
 from pe_infer.manifest import (
     FORMAT_VERSION,
@@ -110,6 +111,7 @@ class Trained:
             ``validation``; ``None`` where the study has a logit of its own.
         provenance: ``training`` of the manifest, without the evaluation.
         log: Of both trainings, where it lies beside the checkpoints.
+        unfinished: A line for each checkpoint from before the end of its run.
     """
 
     system: System
@@ -120,6 +122,7 @@ class Trained:
     consecutive: int | None
     provenance: dict[str, Any]
     log: TrainingLog | None = None
+    unfinished: tuple[str, ...] = ()
 
 
 def load_trained(paths: Sequence[Path]) -> Trained:
@@ -143,7 +146,8 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         )
     (path1, one), (path2, two) = sorted(contents, key=lambda entry: int(entry[1]["stage"]))
     data, data2 = (DataSettings.model_validate(content["data"]) for content in (one, two))
-    data2.refuse_mixing(data.seen, str(path1))
+    every, every2 = seen_in_all(one), seen_in_all(two)
+    data2.refuse_mixing(every, str(path1))
     _refuse_other_features(path1, path2)
     system = system_of(one["settings"])
     refuse_other_system(two, system, path2)
@@ -157,8 +161,7 @@ def load_trained(paths: Sequence[Path]) -> Trained:
     stage2 = system.study_network(two["settings"], stage1, data.grid)
     stage2.load_state_dict(two["mean"])
     phase = Stage1Settings.model_validate(one["settings"]).phase[one["progression"]["phase"]]
-    every = seen_in_all(data.seen, one.get("start"))
-    before = every.seeds[len(data.seen.seeds) :]
+    collections = {**every.collections, **every2.collections}
     provenance = {
         "data": data.name,
         "seeds": {
@@ -180,17 +183,24 @@ def load_trained(paths: Sequence[Path]) -> Trained:
                 if source.train
             },
             **{
-                f"training {number} before stage 1": [seeds.start, len(seeds)]
+                f"{purpose} {number} before stage 1": [seeds.start, len(seeds)]
+                for purpose, before in (
+                    ("training", every.seeds[len(data.seen.seeds) :]),
+                    ("validation", every.validated[len(data.seen.validated) :]),
+                )
                 for number, seeds in enumerate(before, start=1)
             },
         },
         "collections": {
             name: {"validation": validation, "test": test}
-            for name, (validation, test) in {**every.collections, **data2.seen.collections}.items()
+            for name, (validation, test) in collections.items()
         },
-        "backgrounds": sorted(
-            {each.source for settings in (data, data2) for each in settings.backgrounds}
-        ),
+        "terms": {
+            name: COLLECTIONS[name].terms for name in sorted(collections) if name in COLLECTIONS
+        },
+        "validated_on": "real studies" if data2.unpaired else "pairs",
+        "backgrounds": dict(sorted({**every.backgrounds, **every2.backgrounds}.items())),
+        "all_backgrounds": every.all_backgrounds and every2.all_backgrounds,
         "stage1": {
             "sha256": _sha256(path1),
             "progression": one["progression"],
@@ -212,6 +222,7 @@ def load_trained(paths: Sequence[Path]) -> Trained:
         log=read_training_log(
             path1, path2, steps=(one["progression"]["step"], two["progression"]["step"])
         ),
+        unfinished=tuple(filter(None, (unfinished(path, content) for path, content in contents))),
     )
 
 
@@ -444,10 +455,18 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     config: Annotated[Path, typer.Option(help="What the bundle says of itself.")] = DEFAULT_CONFIG,
     evaluation: Annotated[
-        Path | None, typer.Option(help="evaluation.json of these weights, for the model card.")
+        Path | None,
+        typer.Option(
+            help="evaluation.json of these weights, for the model card.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     shifted: Annotated[
-        Path | None, typer.Option(help="The same of shifted studies, for the model card.")
+        Path | None,
+        typer.Option(
+            help="The same of shifted studies, for the model card.", exists=True, dir_okay=False
+        ),
     ] = None,
     section: Annotated[
         list[Path] | None,
@@ -462,13 +481,24 @@ def main(
     console = Console()
     with reported(console):
         settings = load_settings(config, BundleSettings)
+        trained = load_trained(checkpoints)
+        for line in trained.unfinished:
+            console.print(line, markup=False, soft_wrap=True)
+        certified = (out / CERTIFICATE_FILE).exists()
         bundle, report = make_bundle(
             settings,
-            load_trained(checkpoints),
+            trained,
             out,
             json.loads(evaluation.read_text()) if evaluation else None,
             shifted=json.loads(shifted.read_text()) if shifted else None,
             sections=[read_section(path) for path in section or ()],
+        )
+    if certified:
+        console.print(
+            f"{out / CERTIFICATE_FILE}: removed, it was of the bundle that lay there before. Make "
+            "another with 'python -m export.certify --store'.",
+            markup=False,
+            soft_wrap=True,
         )
     table = Table("graph", "kB", "difference from PyTorch", title=f"{bundle.folder}")
     for name, difference in report.nodes.items():

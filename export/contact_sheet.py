@@ -51,10 +51,16 @@ class Panel:
 
 
 def synthetic_row(phantom: Phantom, seed: int, detector: Detector) -> list[Panel]:
-    """One patient at the slab with most lesion."""
+    """One patient at the slab with most lesion.
+
+    Raises:
+        ConfigurationError: No slab of it passes the gate.
+    """
     grid = detector.bundle.manifest.grid
     negative, positive = phantom.pair(seed)
     without, lesions = to_grid(negative, grid), to_grid(positive, grid)
+    if not lesions.slab_planes:
+        raise ConfigurationError(f"seed {seed}: no slab passes the gate of the bundle")
     plane = max(lesions.slab_planes, key=lambda middle: int(lesions.mask[middle].sum()))
     result = detector.detect(positive.slices)
     largest = positive.lesions[0]
@@ -76,16 +82,19 @@ def real_row(folder: Path, detector: Detector) -> list[Panel]:
     """A real series at three heights, the middle one with attention.
 
     Raises:
-        ConfigurationError: No slab of it passes the gate.
+        ConfigurationError: Too few slabs of it pass the gate for three different heights.
         PeInferError: It cannot be read.
     """
     slices = list(dicom.open_series(folder).slices())
     positions, hu = preprocess.planes(slices, detector.bundle.manifest.grid)
     result = detector.detect(slices)
     passed = [round(each.position_mm * 1000) for each in result.evidence if not each.gated]
-    if not passed:
-        raise ConfigurationError(f"{folder}: no slab passes the gate of the bundle")
-    heights = [passed[round(share * (len(passed) - 1))] for share in REAL_HEIGHTS]
+    heights = heights_of(passed)
+    if len(set(heights)) < len(REAL_HEIGHTS):
+        raise ConfigurationError(
+            f"{folder}: {len(passed)} slabs pass the gate of the bundle, too few for "
+            f"{len(REAL_HEIGHTS)} pictures"
+        )
     pictures = {at: hu[positions.tolist().index(at)] for at in heights}
     panels = [Panel(title=f"{folder.name}, {at / 1000:.0f} mm", hu=pictures[at]) for at in heights]
     middle = heights[len(heights) // 2]
@@ -95,6 +104,11 @@ def real_row(folder: Path, detector: Detector) -> list[Panel]:
         attention=_attention(result, middle),
     )
     return [*panels, looked]
+
+
+def heights_of(passed: Sequence[int]) -> list[int]:
+    """Those at ``REAL_HEIGHTS`` of some positions in ascending order; none of none."""
+    return [passed[int(share * len(passed))] for share in REAL_HEIGHTS] if passed else []
 
 
 def draw(rows: Sequence[Sequence[Panel]], window_hu: tuple[float, float], out: Path) -> None:

@@ -6,7 +6,9 @@ Writes ``studies.jsonl`` (a line per study; the command goes on from there when 
 for the same bundle, engine and phantom), ``evaluation.json`` and plots. Seeds that the bundle was
 trained or validated on are refused. ``--phantom`` names a configuration of the bundle's anatomy,
 e.g. ``export/configs/ich-shifted.toml``: studies unlike those it was trained on.
-``--semi-synthetic`` names a folder with a real series instead, into which findings are painted.
+``--semi-synthetic`` names a folder with a real series instead, into which findings are painted;
+``held_out`` is true of it only where the bundle names all scans that its training painted into, and
+none of them lies in a folder of that name.
 
 A patient of whom either study is not processed is in no measure: ``not_processed`` counts them.
 """
@@ -33,7 +35,7 @@ from export.datasets.generate import GriddedStudy, to_grid
 from export.datasets.labels import slab_label
 from export.datasets.semisynthetic.painted import RealPairs
 from export.evaluation_plots import write_plots, write_reliability
-from export.held_out import held_out
+from export.held_out import held_out, unseen_background
 from export.measures import (
     PEAKS,
     Cases,
@@ -54,7 +56,7 @@ from export.phantoms import (
 )
 from export.training.validation import peak_hits
 from pe_infer import Detector
-from pe_infer.errors import Code, InputError
+from pe_infer.errors import Code, ConfigurationError, InputError
 from pe_infer.geometry import PatientGrid
 from pe_infer.phantom import Lesion, SyntheticStudy, open_phantom
 from pe_infer.result import StudyResult, Update
@@ -367,6 +369,11 @@ def main(
     seeds = range(first_seed, first_seed + pairs)
     threads = threads or (1 if workers > 1 else None)
     with reported(console), Detector(bundle, engine=engine, threads=threads) as detector:
+        if semi_synthetic and phantom:
+            raise ConfigurationError(
+                f"--phantom {phantom} and --semi-synthetic {semi_synthetic}: findings are painted "
+                "into the real series as they always are, no phantom is made. Give one of them."
+            )
         manifest = detector.bundle.manifest
         synthetic = chosen_phantom(manifest, anatomy, phantom)
         real = (
@@ -376,6 +383,8 @@ def main(
         )
         shown = real.open(synthetic.anatomy) if real else synthetic
         unseen = held_out(manifest.training, seeds)
+        if real:
+            unseen = unseen and unseen_background(manifest.training, real.folder)
         settings = WorkerSettings(
             bundle=bundle,
             engine=engine,

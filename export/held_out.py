@@ -1,6 +1,7 @@
-"""Which seeds of the phantom a bundle has seen. Needs no PyTorch."""
+"""Which seeds of the phantom, and which painted scans, a bundle has seen. Needs no PyTorch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pe_infer.errors import ConfigurationError
@@ -24,3 +25,25 @@ def held_out(training: Mapping[str, Any], seeds: range) -> bool:
                 f"{first + count - 1} for {name}. Pass another --first-seed."
             )
     return known is not None
+
+
+def unseen_background(training: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a bundle says into which real scans its training painted, and this is another one.
+
+    A scan is known by the folder that the data settings give it, here the last parts of the path:
+    several scans of one collection share a source. A folder that was renamed is taken for another
+    scan.
+
+    Args:
+        training: ``training`` of the manifest.
+        folder: Of the scan.
+
+    Returns:
+        ``False`` if it was painted into, or if the bundle, or what it started from, was trained
+        before backgrounds were kept.
+    """
+    if not training.get("all_backgrounds"):
+        return False
+    parts = folder.resolve().parts
+    known = (Path(name).parts for name in training["backgrounds"])
+    return all(parts[-len(each) :] != each for each in known)

@@ -19,6 +19,12 @@ HEADLINES = {
     "peak_control": "the same places in the patients without it (control)",
 }
 
+POSITIVE_SHARES = {
+    "pairs": "positive there and here; among patients of whom fewer are, probabilities are too "
+    "high.",
+    "real studies": "positive here, there as many as the collections have.",
+}
+
 SHIFTED = (
     "Studies drawn from other ranges than those of the training: another scanner and protocol,",
     "other patients. The ranges were chosen before the evaluation.",
@@ -49,7 +55,8 @@ def model_card(
         "",
         "## Training",
         "",
-        f"- Data: {training['data']}. Every patient is there twice, with the finding and without.",
+        f"- Data: {training['data']}. {_twice(training)}",
+        *_real(training),
         f"- Stage 1: {_progress(training['stage1'])}.",
         f"- Stage 2: {_progress(training['stage2'])}.",
         f"- Last loss of stage 1: {_loss(training['stage1']['loss'])}.",
@@ -78,12 +85,43 @@ def model_card(
             f"| {point['name']} | {point['threshold']:.4f} | {measured or 'not measured'} |"
         )
     lines += ["", "## Evaluation", ""]
-    lines += _evaluation(training.get("evaluation"))
+    validated_on = training.get("validated_on", "pairs")
+    lines += _evaluation(training.get("evaluation"), validated_on)
     if shifted := training.get("shifted"):
-        lines += ["", "## Evaluation on shifted studies", "", *SHIFTED, "", *_evaluation(shifted)]
+        measured = _evaluation(shifted, validated_on)
+        lines += ["", "## Evaluation on shifted studies", "", *SHIFTED, "", *measured]
     for section in sections:
         lines += ["", section.strip()]
     return "\n".join([*lines, ""])
+
+
+def _twice(training: Mapping[str, Any]) -> str:
+    if training.get("collections"):
+        return (
+            "Every synthetic patient is there twice, with the finding and without; real studies of "
+            "collections are there as they are."
+        )
+    return "Every patient is there twice, with the finding and without."
+
+
+def _real(training: Mapping[str, Any]) -> list[str]:
+    """Real studies that the training used, under which terms."""
+    terms: Mapping[str, str] = training.get("terms", {})
+    lines = [
+        f"- Real studies of {name}: {terms.get(name, 'terms not known')}."
+        for name in training.get("collections") or {}
+    ]
+    backgrounds: Mapping[str, str] = training.get("backgrounds") or {}
+    lines += [
+        f"- Findings were painted into real studies: {folder} ({source})."
+        for folder, source in backgrounds.items()
+    ]
+    if not training.get("all_backgrounds", True):
+        lines.append(
+            "- A part of the training was done before its real studies were kept in this record: "
+            "findings may have been painted into others."
+        )
+    return lines
 
 
 def _log(files: Mapping[str, str] | None) -> list[str]:
@@ -106,7 +144,7 @@ def _loss(weights: Mapping[str, float]) -> str:
     return " + ".join(f"{weights[key]:g} {name}" for key, name in names.items())
 
 
-def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
+def _evaluation(evaluation: Mapping[str, Any] | None, validated_on: str) -> list[str]:
     if evaluation is None:
         return ["Not evaluated."]
     first, count = evaluation["first_seed"], evaluation["pairs"]
@@ -142,7 +180,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     for condition, rows in evaluation.get("by_condition", {}).items():
         lines += _by_group(condition, f"By {condition}", rows)
     if calibration := evaluation.get("calibration"):
-        lines += _calibration(calibration)
+        lines += _calibration(calibration, validated_on)
     trivial = evaluation.get("trivial_auc", {})
     if trivial:
         lines += [
@@ -157,13 +195,13 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def _calibration(calibration: Mapping[str, Any]) -> list[str]:
+def _calibration(calibration: Mapping[str, Any], validated_on: str) -> list[str]:
     scaling, names = calibration["scaling"], {"ece": "expected error", "brier": "Brier score"}
     lines = [
         "",
         "Calibration: probability = sigmoid(scale * logit + offset), fitted on validation studies:",
         f"scale {scaling['scale']:.3f}, offset {scaling['offset']:.3f}. Half of the studies are",
-        "positive there and here; among patients of whom fewer are, probabilities are too high.",
+        POSITIVE_SHARES[validated_on],
         "",
         "| calibration | before | after |",
         "|---|---|---|",

@@ -19,7 +19,13 @@ from rich.console import Console
 from rich.progress import track
 
 from export.command_line import ConfigOption, PhantomOption, reported
-from export.datasets.store import StoredStudy, StudyRecord, study_name, write_study
+from export.datasets.store import (
+    StoredStudy,
+    StudyRecord,
+    grid_digest,
+    study_name,
+    write_study,
+)
 from export.training.config import DataSettings, load_settings
 from pe_infer import preprocess
 from pe_infer.errors import ConfigurationError
@@ -69,17 +75,24 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, pairs: Pairs) -> int:
     """Make one pair and store it, unless it is there; returns its seed.
 
     Raises:
-        ConfigurationError: The pair that is there was made with another phantom configuration.
+        ConfigurationError: The pair that is there was made with another phantom configuration, or
+            on another grid.
         InputError: It was made by another version of the kernel.
     """
     folders = [store / study_name(seed, positive=p) for p in (True, False)]
     if all((folder / "study.json").exists() for folder in folders):
         for folder in folders:
-            made = str(StoredStudy(folder).record.phantom.get("configuration"))
+            facts = StoredStudy(folder).record.phantom
+            made = str(facts.get("configuration"))
             if made != pairs.digest():
                 raise ConfigurationError(
                     f"{folder} was made with phantom configuration {made[:12]}, now "
                     f"{pairs.digest()[:12]}: name another --out"
+                )
+            if facts.get("grid", grid_digest(grid)) != grid_digest(grid):
+                raise ConfigurationError(
+                    f"{folder} was made on grid {facts['grid']}, now {grid_digest(grid)}: name "
+                    "another --out"
                 )
         return seed
     for study in pairs.pair(seed):
@@ -93,6 +106,7 @@ def store_pair(store: Path, seed: int, grid: PatientGrid, pairs: Pairs) -> int:
             preprocessing_version=preprocess.VERSION,
             phantom={
                 "configuration": pairs.digest(),
+                "grid": grid_digest(grid),
                 **study.truth(),
             },
         )

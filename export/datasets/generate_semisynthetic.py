@@ -8,7 +8,7 @@ The configuration's ``phantom`` says what is put in, emboli into a chest or bloo
 has its own findings, grid phase and size of the patient. The store has the form of
 ``export.datasets.generate``, so that both stages can be trained on it, alone or beside others. The
 real studies must be ones that may be used so; weights trained on them have to say where they come
-from.
+from: whoever trains on the store names folder and source in the data settings (``backgrounds``).
 
 Validation pairs are of the same patients as training pairs: what is measured on them says whether
 training works, nothing about other patients. For that, leave one background out of the

@@ -63,7 +63,7 @@ def store_study(store: Path, index: Index, entry: Entry, grid: PatientGrid) -> O
     """Store one study, unless it is there.
 
     Raises:
-        ConfigurationError: What is there is of another study or another grid.
+        ConfigurationError: What is there is of another study, label or grid.
     """
     folder = store / study_name(entry.number, positive=entry.study.positive)
     facts = {
@@ -74,6 +74,12 @@ def store_study(store: Path, index: Index, entry: Entry, grid: PatientGrid) -> O
         "types": entry.study.types,
         "grid": grid_digest(grid),
     }
+    other = store / study_name(entry.number, positive=not entry.study.positive)
+    if (other / "study.json").exists():
+        raise ConfigurationError(
+            f"{other}: number {entry.number} had another label in the index that it was stored "
+            "from: name another --out"
+        )
     if (folder / "study.json").exists():
         made = StoredStudy(folder).record.phantom
         for key in ("collection", "study", "grid"):

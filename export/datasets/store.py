@@ -61,7 +61,7 @@ class StudyRecord:
 
 
 def grid_digest(grid: PatientGrid) -> str:
-    """Names the grid of a store of real studies."""
+    """Names the grid of a store."""
     return hashlib.sha256(repr(grid).encode()).hexdigest()[:12]
 
 
@@ -192,7 +192,7 @@ def write_study(
 
 
 def open_pairs(
-    store: Path, *, first_seed: int, pairs: int, limit: int | None = None
+    store: Path, *, first_seed: int, pairs: int, limit: int | None = None, painted: bool = False
 ) -> list[StudyPair]:
     """Pairs of a store whose seeds lie in a range, in the order of their seeds.
 
@@ -204,6 +204,7 @@ def open_pairs(
         first_seed: First seed of the range.
         pairs: Length of the range.
         limit: Return no more than this many.
+        painted: Whether they are painted into real studies, for the error.
 
     Raises:
         InputError: The store has no complete pair in the range.
@@ -215,9 +216,10 @@ def open_pairs(
             break
         found.append(StudyPair(StoredStudy(folders[0]), StoredStudy(folders[1])))
     if not found:
+        command = "generate_semisynthetic" if painted else "generate"
         raise InputError(
             f"{store}: no pair of studies from seed {first_seed} on. Make them with "
-            f"'python -m export.datasets.generate --config DATA.toml --out {store}'.",
+            f"'python -m export.datasets.{command} --config DATA.toml --out {store}'.",
             code=Code.INVALID_ARGUMENT,
         )
     return found

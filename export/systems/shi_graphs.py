@@ -97,7 +97,8 @@ def restored_classifier(encoder: bytes) -> SlabClassifier:
         model.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as exc:
         raise ConfigurationError(
-            f"the encoder of the bundle is not a stage 1 of Shi et al.: {exc}"
+            "the encoder of the bundle is not a stage 1 of Shi et al.: its weights have other "
+            "names or shapes. Start from a bundle of the same system, or from a checkpoint."
         ) from exc
     return model
 

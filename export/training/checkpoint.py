@@ -51,6 +51,27 @@ def load_checkpoint(path: Path, *, stage: int | None = None) -> dict[str, Any]:
     return content
 
 
+def unfinished(path: Path, content: Mapping[str, Any]) -> str | None:
+    """A line about a checkpoint from before the end of its run; ``None`` of one from its end.
+
+    Args:
+        path: The file.
+        content: Of the checkpoint.
+    """
+    at, settings = content["progression"], content["settings"]
+    if content["stage"] == 1:
+        done, planned = at["step"], sum(phase["steps"] for phase in settings["phase"])
+        unit = "steps"
+    else:
+        done, planned, unit = at["epoch"], settings["epochs"], "epochs"
+    if done >= planned:
+        return None
+    return (
+        f"warning: {path} is of step {at['step']}, {done} of {planned} {unit} of its run: finish "
+        "it with --resume, unless it is the best of a run that is finished"
+    )
+
+
 class MovingAverage:
     """Exponential mean of a module's weights and buffers; young means follow faster.
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -94,35 +94,6 @@ class SplitSettings(Settings):
         return range(self.first_seed, self.first_seed + self.pairs)
 
 
-class SourceSettings(Settings):
-    """One of the stores that a run draws from.
-
-    Attributes:
-        store: Its folder, within the one that the command is given.
-        share: Of what is drawn for training.
-        collection: The real studies of which collection it holds; ``None``: pairs, by the seeds of
-            the splits.
-        train: Seeds of its pairs, where they are not those of the splits: findings painted into
-            real studies beside phantoms, say. Such a source is trained on only.
-        validation: Share of the patients, as the index of the collection was made.
-        test: The same.
-    """
-
-    store: str
-    share: float = Field(gt=0, le=1)
-    collection: str | None = None
-    train: SplitSettings | None = None
-    validation: float = Field(default=0.1, ge=0, le=1)
-    test: float = Field(default=0.2, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _seeds_of_pairs(self) -> "SourceSettings":
-        if self.collection and self.train:
-            message = f"{self.store}: a collection of real studies has no seeds to train on"
-            raise ValueError(message)
-        return self
-
-
 class BackgroundSettings(Settings):
     """A real study without the finding, into which findings are painted.
 
@@ -138,6 +109,41 @@ class BackgroundSettings(Settings):
     source: str
     volume: str | None = None
     arteries: str | None = None
+
+
+class SourceSettings(Settings):
+    """One of the stores that a run draws from.
+
+    Attributes:
+        store: Its folder, within the one that the command is given.
+        share: Of what is drawn for training.
+        collection: The real studies of which collection it holds; ``None``: pairs, by the seeds of
+            the splits.
+        train: Seeds of its pairs, where they are not those of the splits: findings painted into
+            real studies beside phantoms, say. Such a source is trained on only.
+        backgrounds: Real studies that its pairs were painted into; none are phantoms. A store that
+            says otherwise is refused.
+        validation: Share of the patients, as the index of the collection was made.
+        test: The same.
+    """
+
+    store: str
+    share: float = Field(gt=0, le=1)
+    collection: str | None = None
+    train: SplitSettings | None = None
+    backgrounds: tuple[BackgroundSettings, ...] = ()
+    validation: float = Field(default=0.1, ge=0, le=1)
+    test: float = Field(default=0.2, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _seeds_of_pairs(self) -> "SourceSettings":
+        if self.collection and self.train:
+            message = f"{self.store}: a collection of real studies has no seeds to train on"
+            raise ValueError(message)
+        if self.collection and self.backgrounds:
+            message = f"{self.store}: nothing is painted into the studies of a collection"
+            raise ValueError(message)
+        return self
 
 
 NO_SEEDS = SplitSettings(first_seed=0, pairs=0)
@@ -157,7 +163,8 @@ class DataSettings(Settings):
         test: Held back.
         source: Stores that are drawn from. Without any, the store that the command is given holds
             the pairs of the splits. Where one holds real studies, only real ones are chosen on.
-        backgrounds: Real studies that pairs are made of, in turn.
+        backgrounds: Real studies that pairs are made of, in turn; of a store of pairs that is
+            trained on without any source, those that were.
     """
 
     name: str
@@ -174,6 +181,12 @@ class DataSettings(Settings):
     def unpaired(self) -> bool:
         """Whether some of the studies are real ones."""
         return any(source.collection is not None for source in self.source)
+
+    @property
+    def painted(self) -> dict[str, str]:
+        """Folder to source of every real study that pairs are made of."""
+        own = (each for source in self.source for each in source.backgrounds)
+        return {each.folder: each.source for each in (*self.backgrounds, *own)}
 
     @model_validator(mode="after")
     def _shares(self) -> "DataSettings":
@@ -208,7 +221,8 @@ class DataSettings(Settings):
             stores: Of sources.
 
         Raises:
-            ConfigurationError: There is no such source, or no source is left.
+            ConfigurationError: There is no such source, or none is left, or only such as are
+                trained on but not validated on.
         """
         known = [source.store for source in self.source]
         left = [source for source in self.source if source.store not in stores]
@@ -216,6 +230,12 @@ class DataSettings(Settings):
             raise ConfigurationError(
                 f"{self.name!r} cannot do without {', '.join(unknown or stores)}: its sources are "
                 f"{', '.join(known) or 'none'}"
+            )
+        if all(source.train for source in left):
+            raise ConfigurationError(
+                f"{self.name!r} cannot do without {', '.join(stores)}: the sources that are left, "
+                f"{', '.join(source.store for source in left)}, are trained on only, and nothing "
+                "is validated on"
             )
         total = sum(source.share for source in left)
         shared = [source.model_copy(update={"share": source.share / total}) for source in left]
@@ -231,6 +251,8 @@ class DataSettings(Settings):
             grid=self.grid.to_grid(),
             seeds=[s.seeds for s in (self.train, *own) if s.pairs],
             collections={s.collection: (s.validation, s.test) for s in self.source if s.collection},
+            validated=[self.validation.seeds] if self.validation.pairs else [],
+            backgrounds=self.painted,
         )
 
     def refuse_mixing(self, earlier: "Seen", source: str) -> None:
@@ -242,7 +264,8 @@ class DataSettings(Settings):
 
         Raises:
             ConfigurationError: Its grid is another one, it was trained on seeds that validate or
-                test here, or patients of a collection were split otherwise.
+                test here, or chosen on seeds that test here, or patients of a collection were split
+                otherwise.
         """
         own = self.seen
         if earlier.grid != own.grid:
@@ -257,6 +280,13 @@ class DataSettings(Settings):
                     f"{source} was trained on seeds {seen.start} to {seen.stop - 1} of "
                     f"{earlier.name!r}; {self.name!r} holds back {held.start} to {held.stop - 1} "
                     f"for {name}: these patients would be known"
+                )
+        for chosen in earlier.validated:
+            if max(chosen.start, self.test.seeds.start) < min(chosen.stop, self.test.seeds.stop):
+                raise ConfigurationError(
+                    f"{source} was chosen on seeds {chosen.start} to {chosen.stop - 1} of "
+                    f"{earlier.name!r}; {self.name!r} tests on {self.test.seeds.start} to "
+                    f"{self.test.seeds.stop - 1}: what is measured there would be too good"
                 )
         for collection, fractions in earlier.collections.items():
             if own.collections.get(collection, fractions) != fractions:
@@ -276,12 +306,18 @@ class Seen:
         grid: Of its planes.
         seeds: Of the pairs that it learnt from.
         collections: Collection to the shares of the patients that validate and test.
+        validated: Seeds of the pairs that it was chosen on.
+        backgrounds: Folder to source of the real studies that pairs were painted into.
+        all_backgrounds: Whether those are all; what was trained by older versions does not say.
     """
 
     name: str
     grid: PatientGrid
     seeds: Sequence[range]
     collections: Mapping[str, tuple[float, float]]
+    validated: Sequence[range] = ()
+    backgrounds: Mapping[str, str] = field(default_factory=dict)
+    all_backgrounds: bool = False
 
 
 class Stage1Loss(Settings):

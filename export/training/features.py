@@ -135,12 +135,19 @@ def open_cache(
     """The cache in a folder, with scales measured on the first positive studies if it is new.
 
     Raises:
-        ConfigurationError: The features in the folder come from another stage 1.
+        ConfigurationError: The features in the folder come from another stage 1, or no positive
+            study has a slab.
     """
 
     def scale() -> dict[str, Any]:
         highest = torch.zeros(encoder.feature_channels)
-        for study in [s for s in studies if s.record.positive][:SCALE_STUDIES]:
+        shown = [s for s in studies if s.record.positive and s.record.slab_planes]
+        if not shown:
+            raise ConfigurationError(
+                f"{folder}: none of the studies with the finding has a slab that passed the gate: "
+                "there is nothing to train stage 2 on. Change the gate, or the studies."
+            )
+        for study in shown[:SCALE_STUDIES]:
             features = encoder(study, study.record.slab_planes[::3])
             highest = torch.maximum(highest, features.amax(dim=(0, 2, 3)))
         return {"scale": (highest * HEADROOM / 255).clamp(min=1e-6).tolist()}

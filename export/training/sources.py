@@ -2,7 +2,9 @@
 
 Real studies come from stores of ``export.datasets.preprocess``. Their patients were split when the
 collection was indexed; here it is checked that a store's studies are where the settings put them,
-so that a patient who is validated or tested on is never trained on.
+so that a patient who is validated or tested on is never trained on. Pairs have to be what the
+settings say too: of phantoms, or painted into the real studies that they name, so that the model
+card can name them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,12 @@ from export.datasets.store import (
     of_pairs,
     open_pairs,
 )
-from export.training.config import DataSettings, SourceSettings, SplitSettings
+from export.training.config import (
+    BackgroundSettings,
+    DataSettings,
+    SourceSettings,
+    SplitSettings,
+)
 from pe_infer.errors import Code, ConfigurationError, InputError
 
 
@@ -40,36 +47,89 @@ def open_sources(
 
     Raises:
         ConfigurationError: A store has not all pairs that the settings name, is of another
-            collection or grid, or its patients were split otherwise.
+            collection, grid or background, or its patients were split otherwise.
         InputError: A store has no study of the split.
     """
     seeds: SplitSettings = getattr(data, split)
     if not data.source:
-        found = open_pairs(folder, first_seed=seeds.first_seed, pairs=seeds.pairs, limit=pairs)
+        found = open_pairs(
+            folder,
+            first_seed=seeds.first_seed,
+            pairs=seeds.pairs,
+            limit=pairs,
+            painted=bool(data.backgrounds),
+        )
+        _refuse_others(found, data, data.backgrounds)
         return [of_pairs(found)]
     wanted = [
         source
         for source in data.source
         if split == "train" or source.collection or not (data.unpaired or source.train)
     ]
+    if not wanted:
+        raise ConfigurationError(
+            f"{data.name!r}: every source is trained on only, none is left to validate on"
+        )
     return [
         _real(source, data, folder / source.store, split, pairs, annotated_only=annotated_only)
         if source.collection
-        else of_pairs(_all_pairs(folder / source.store, source.train or seeds, pairs), source.share)
+        else of_pairs(
+            _all_pairs(folder / source.store, data, source, source.train or seeds, pairs),
+            source.share,
+        )
         for source in wanted
     ]
 
 
-def _all_pairs(store: Path, seeds: SplitSettings, limit: int | None) -> list[StudyPair]:
+def _all_pairs(
+    store: Path, data: DataSettings, source: SourceSettings, seeds: SplitSettings, limit: int | None
+) -> list[StudyPair]:
     """Pairs of a store that has to be complete: what is drawn depends on how many there are."""
     count = seeds.pairs if limit is None else min(limit, seeds.pairs)
-    found = open_pairs(store, first_seed=seeds.first_seed, pairs=seeds.pairs, limit=count)
+    found = open_pairs(
+        store,
+        first_seed=seeds.first_seed,
+        pairs=seeds.pairs,
+        limit=count,
+        painted=bool(source.backgrounds),
+    )
     if len(found) < count:
         raise ConfigurationError(
             f"{store}: {len(found)} pairs from seed {seeds.first_seed} on, the settings name "
             f"{count}. A store that is one of several has to be complete: make the others."
         )
+    _refuse_others(found, data, source.backgrounds)
     return found
+
+
+def _refuse_others(
+    pairs: Sequence[StudyPair], data: DataSettings, backgrounds: Sequence[BackgroundSettings]
+) -> None:
+    """Refuse pairs that are not made of what the settings say.
+
+    Raises:
+        ConfigurationError: They were painted into other real studies than the backgrounds, or they
+            are phantoms and there are backgrounds; or they are of another grid, as far as the store
+            says: older ones do not.
+    """
+    expected = {each.source for each in backgrounds} or {None}
+    grid = grid_digest(data.grid.to_grid())
+    for study in (study for pair in pairs for study in (pair.positive, pair.negative)):
+        if (made_on := study.record.phantom.get("grid", grid)) != grid:
+            raise ConfigurationError(
+                f"{study.folder}: grid {made_on!r}, expected {grid!r} of {data.name!r}: make the "
+                "store again with these settings"
+            )
+        found = study.record.phantom.get("semi-synthetic")
+        if found not in expected:
+            made = f"was painted into a study of {found!r}" if found else "is a phantom"
+            named = ", ".join(repr(each.source) for each in backgrounds) or "none"
+            raise ConfigurationError(
+                f"{study.folder}: {made}, the backgrounds that {data.name!r} names for it are "
+                f"{named}. Give folder and source of those that the store was made of as "
+                "'backgrounds' of its [[source]], or of the settings where there is no source: "
+                "the model card names them."
+            )
 
 
 def _real(

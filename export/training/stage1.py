@@ -54,7 +54,7 @@ from export.training.losses import Stage1Terms
 from export.training.sampling import BatchSource, SlabIndex, SlabRef, index_slabs, prefetched
 from export.training.schedule import Stopwatch, learning_rate
 from export.training.sources import open_sources
-from export.training.start import measure_norms, read_start
+from export.training.start import measure_norms, read_start, seen_in_all
 from export.training.validation import SlabScores, choose_slabs, score_slabs
 from pe_infer.errors import ConfigurationError
 
@@ -207,6 +207,7 @@ class Stage1Run:
             "mean_updates": self.mean.updates,
             "optimizer": self.optimizer.state_dict(),
             "start": self.start,
+            "backgrounds": self.data.painted,  # the stores were found to be made of these
         }
 
     def _start_from(self, path: str) -> None:
@@ -226,8 +227,7 @@ class Stage1Run:
     def _restore(self) -> None:
         content = load_checkpoint(self.checkpoint_path, stage=1)
         refuse_other_system(content, self.system, self.checkpoint_path)
-        earlier = DataSettings.model_validate(content["data"])
-        self.data.refuse_mixing(earlier.seen, str(self.checkpoint_path))
+        self.data.refuse_mixing(seen_in_all(content), str(self.checkpoint_path))
         self.at = Progression(**content["progression"])
         widths = [phase.width for phase in self.settings.phase]
         if content["width"] not in widths[self.at.phase : self.at.phase + 1]:

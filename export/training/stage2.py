@@ -46,9 +46,11 @@ from export.training.checkpoint import (
     load_checkpoint,
     prepare_run,
     save_checkpoint,
+    unfinished,
 )
 from export.training.config import DataSettings, StudySettings, load_data_settings
 from export.training.schedule import Stopwatch, learning_rate
+from export.training.start import seen_in_all
 from export.training.study_task import StudyTask
 from pe_infer.errors import ConfigurationError
 
@@ -82,7 +84,7 @@ def load_stage1(path: Path, data: DataSettings, system: System | None = None) ->
     content = load_checkpoint(path, stage=1)
     if system:
         refuse_other_system(content, system, path)
-    data.refuse_mixing(DataSettings.model_validate(content["data"]).seen, str(path))
+    data.refuse_mixing(seen_in_all(content), str(path))
     model = system_of(content["settings"]).slab_network(data.grid.channels, content["width"])
     model.load_state_dict(content["mean"])
     return channels_last(model.eval())
@@ -191,6 +193,7 @@ class Stage2Run:
                 "stage": 2,
                 "settings": self.settings.model_dump(mode="json"),
                 "data": self.data.model_dump(mode="json"),
+                "backgrounds": self.data.painted,  # the stores were found to be made of these
                 "in_channels": self.task.in_channels,
                 "progression": asdict(self.at),
                 "model": self.model.state_dict(),
@@ -294,6 +297,8 @@ def main(
             settings = settings.model_copy(update={"seed": seed})
         data_settings = load_data_settings(config, settings.data, without)
         system = system_of(settings)
+        if line := unfinished(stage1, load_checkpoint(stage1, stage=1)):
+            console.print(line, markup=False, soft_wrap=True)
         task = system.study_task(
             settings,
             data_settings,

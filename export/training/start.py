@@ -1,6 +1,6 @@
 """Where a first stage starts from: a checkpoint, or a bundle whose checkpoints are not at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,27 +63,39 @@ def read_start(path: str, system: System) -> Start:
     return _of_bundle(bundle, system)
 
 
-def seen_in_all(seen: Seen, start: Mapping[str, Any] | None) -> Seen:
-    """What a training has seen, and what it started from had.
+def seen_in_all(content: Mapping[str, Any]) -> Seen:
+    """What the training of a checkpoint has seen, and what it started from had.
 
     Args:
-        seen: By the training itself.
-        start: `Start.origin` of what it started from, if anything. Those of older versions do not
-            say what they have seen.
+        content: Of the checkpoint, of either stage. Those of older versions do not say all that
+            they, or what they started from, have seen.
     """
-    earlier = (start or {}).get("seen", {"seeds": [], "collections": {}})
-    before = {name: (first, second) for name, (first, second) in earlier["collections"].items()}
+    own = DataSettings.model_validate(content["data"]).seen
+    start: Mapping[str, Any] | None = content.get("start")
+    earlier: Mapping[str, Any] = (start or {}).get("seen", {})
+    collections = earlier.get("collections", {})
     return replace(
-        seen,
-        seeds=[*seen.seeds, *(range(first, stop) for first, stop in earlier["seeds"])],
-        collections={**before, **seen.collections},
+        own,
+        seeds=[*own.seeds, *_ranges(earlier.get("seeds", ()))],
+        collections={name: (a, b) for name, (a, b) in collections.items()} | {**own.collections},
+        validated=[*own.validated, *_ranges(earlier.get("validated", ()))],
+        backgrounds={**earlier.get("backgrounds", {}), **own.backgrounds},
+        all_backgrounds="backgrounds" in content
+        and (start is None or earlier.get("all_backgrounds", False)),
     )
+
+
+def _ranges(bounds: Iterable[tuple[int, int]]) -> list[range]:
+    return [range(first, stop) for first, stop in bounds]
 
 
 def _told(seen: Seen) -> dict[str, Any]:
     return {
         "seeds": [[seeds.start, seeds.stop] for seeds in seen.seeds],
         "collections": {name: list(split) for name, split in seen.collections.items()},
+        "validated": [[seeds.start, seeds.stop] for seeds in seen.validated],
+        "backgrounds": dict(seen.backgrounds),
+        "all_backgrounds": seen.all_backgrounds,
     }
 
 
@@ -91,7 +103,7 @@ def _of_checkpoint(path: Path, system: System) -> Start:
     content = load_checkpoint(path, stage=1)
     refuse_other_system(content, system, path)
     start = content.get("start")
-    seen = seen_in_all(DataSettings.model_validate(content["data"]).seen, start)
+    seen = seen_in_all(content)
     return Start(
         weights=content["mean"],
         width=content["width"],
@@ -117,18 +129,25 @@ def _of_bundle(bundle: Bundle, system: System) -> Start:
         )
     model = system.restored(bundle.files[graphs[0]])
     training: Mapping[str, Any] = manifest.training
+
+    def seeds(purpose: str) -> list[range]:
+        return [
+            range(first, first + pairs)
+            for name, (first, pairs) in training["seeds"].items()
+            if name.startswith(purpose)
+        ]
+
     seen = Seen(
         name=training["data"],
         grid=manifest.grid,
-        seeds=[
-            range(first, first + pairs)
-            for name, (first, pairs) in training["seeds"].items()
-            if name.startswith("training")
-        ],
+        seeds=seeds("training"),
         collections={
             name: (split["validation"], split["test"])
             for name, split in training.get("collections", {}).items()
         },
+        validated=seeds("validation"),
+        backgrounds=training["backgrounds"] if "all_backgrounds" in training else {},
+        all_backgrounds=training.get("all_backgrounds", False),
     )
     return Start(
         weights=model.state_dict(),

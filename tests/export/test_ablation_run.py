@@ -316,3 +316,13 @@ def test_checkpoints_are_scored_as_the_run_scores_them(
     for row, expected in zip(found["rows"], table(place, whole)["rows"], strict=True):
         assert {**row["trainings"][0], "label": 1} == expected["trainings"][0]
     assert found["effects"][0]["verdict"] in {"one training", "not reproduced", "reversed"}
+
+
+def test_checkpoints_of_rows_that_the_settings_do_not_name_are_refused(tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "export" / "configs" / "ich-ablation.toml"
+    given = ["--config", str(config), "--data", str(tmp_path), "--held-out", str(tmp_path)]
+    result = CliRunner().invoke(
+        app, ["score", *given, "--row", "DenseNets=a.pt", "--out", str(tmp_path)]
+    )
+    assert result.exit_code == InputError.exit_code
+    assert "no such rows" in result.output

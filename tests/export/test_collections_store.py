@@ -291,3 +291,7 @@ def test_a_store_of_another_index_or_grid_is_refused(tmp_path: Path) -> None:
     entry = replace(index.entries[0], study=replace(index.entries[0].study, study="other"))
     with pytest.raises(ConfigurationError, match="study"):
         command.store_study(tmp_path / "store", index, entry, GRID)
+    study = index.entries[0].study
+    entry = replace(index.entries[0], study=replace(study, positive=not study.positive))
+    with pytest.raises(ConfigurationError, match="another label in the index"):
+        command.store_study(tmp_path / "store", index, entry, GRID)

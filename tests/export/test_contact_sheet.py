@@ -69,6 +69,12 @@ def test_rows_show_the_patient_as_the_bundle_gets_him(head: tuple[Phantom, Path]
     assert np.array_equal(read[1].hu, read[3].hu)
 
 
+def test_pictures_of_a_series_are_of_different_heights() -> None:
+    assert contact_sheet.heights_of([]) == []
+    for count in range(5, 60):
+        assert len(set(contact_sheet.heights_of(range(count)))) == 3
+
+
 def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(contact_sheet.main)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from export.datasets.generate import store_pair, to_grid
-from export.datasets.store import StudyRecord, open_pairs, write_study
+from export.datasets.store import StudyRecord, grid_digest, open_pairs, write_study
 from export.training.config import DataSettings, load_settings
 from export.trivial import chest_scores
 from pe_infer import preprocess
@@ -85,6 +85,11 @@ def test_a_store_of_another_phantom_is_refused(
     assert store_pair(tmp_path, 4, grid, ChestPhantom(small)) == 4  # it is there
     with pytest.raises(ConfigurationError, match="another --out"):
         store_pair(tmp_path, 4, grid, open_phantom("chest"))
+    record = dataclasses.replace(record, phantom={**record.phantom, "grid": grid_digest(grid)})
+    write_study(tmp_path, record, np.zeros((1, 8, 8), np.int16), None)
+    assert store_pair(tmp_path, 4, grid, ChestPhantom(small)) == 4
+    with pytest.raises(ConfigurationError, match=r"on grid .*another --out"):
+        store_pair(tmp_path, 4, dataclasses.replace(grid, rows=10), ChestPhantom(small))
 
 
 def test_unknown_phantoms_are_refused_by_name() -> None:

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from export.anatomies import ANATOMIES, Largest
 from export.evaluate import read_cases
-from export.held_out import held_out
+from export.held_out import held_out, unseen_background
 from export.measures import (
     COMBINED,
     Cases,
@@ -280,3 +280,14 @@ def test_seeds_of_training_and_validation_are_refused() -> None:
         with pytest.raises(ConfigurationError, match="Pass another --first-seed"):
             held_out(training, seeds)
     assert not held_out({}, range(10))
+
+
+def test_a_painted_scan_is_unseen_only_where_the_bundle_names_all_of_them() -> None:
+    backgrounds = {"one": "collection, licence", "two/models": "collection, licence"}
+    training = {"backgrounds": backgrounds, "all_backgrounds": True}
+    assert unseen_background(training, Path("scans/three"))
+    assert unseen_background(training, Path("scans/models"))
+    for folder in ("scans/one", "one", "scans/two/models", "scans/x/../one"):
+        assert not unseen_background(training, Path(folder))
+    for unsaid in ({}, {"backgrounds": ["collection"]}, {**training, "all_backgrounds": False}):
+        assert not unseen_background(unsaid, Path("scans/three"))

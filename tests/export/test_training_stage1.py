@@ -185,7 +185,7 @@ def test_what_is_no_start_is_refused(
         start(str(tmp_path / "nothing"))
     with pytest.raises(ConfigurationError, match="RADnet cannot start from a bundle"):
         start(str(bundle), "radnet")
-    with pytest.raises(ConfigurationError, match="not a stage 1 of Shi et al"):
+    with pytest.raises(ConfigurationError, match=r"Shi et al.*bundle of the same system"):
         start("ich")
     values = data_settings.model_dump()
     swapped = DataSettings.model_validate(

@@ -1,5 +1,7 @@
 """Real studies, which have no twin: what is opened, drawn and learnt from them."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from rich.console import Console
 
 from export.datasets.augment import OFF
-from export.datasets.collections.base import Fractions, split_of
+from export.datasets.collections.base import Fractions, Split, split_of
 from export.datasets.labels import slab_labels
 from export.datasets.store import UNKNOWN_PIXELS, UNLABELLED, StudyRecord, grid_digest, write_study
 from export.systems.registry import load_study_settings, system_of
@@ -29,6 +31,7 @@ from export.training.study_task import CoupleDraw, EncodedStudies
 from export.training.validation import choose_slabs
 from pe_infer.errors import ConfigurationError, InputError
 
+CONFIGS = Path(__file__).parents[2] / "export" / "configs"
 SIZE, PLANES = 64, 16
 WHOLE = Phase(name="x", width=0.0625, crop=SIZE, batch=8, steps=4, lr=1e-3)
 
@@ -332,3 +335,101 @@ def test_committed_settings_of_real_collections_fit_each_other(name: str) -> Non
     assert second.unpaired
     assert stage1.phase[-1].crop == second.grid.rows
     assert system_of(stage1) is system_of(stage2)
+
+
+BACKGROUND = {"folder": "scan", "source": "a collection, its licence"}
+
+
+def painted(store: Path, folder: Path, source: str = BACKGROUND["source"]) -> Path:
+    """A copy of a store that says it was painted into a real study."""
+    shutil.copytree(store, folder)
+    for path in folder.glob("*/study.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "phantom": {"semi-synthetic": source}}))
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_pairs_have_to_be_made_of_what_the_settings_name(
+    store: Path, data_settings: DataSettings, tmp_path: Path, split: Split
+) -> None:
+    painted(store, tmp_path / "painted")
+    shutil.copytree(store, tmp_path / "phantoms")
+    values = data_settings.model_dump()
+    for name, backgrounds, refused in (
+        ("painted", [BACKGROUND], None),
+        ("phantoms", [], None),
+        ("painted", [], "a collection, its licence"),
+        ("painted", [{**BACKGROUND, "source": "another"}], "another"),
+        ("phantoms", [BACKGROUND], "is a phantom"),
+    ):
+        source = {"store": name, "share": 1.0, "backgrounds": backgrounds}
+        beside = DataSettings.model_validate({**values, "source": [source]})
+        alone = DataSettings.model_validate({**values, "backgrounds": backgrounds})
+        for data, folder in ((beside, tmp_path), (alone, tmp_path / name)):
+            if not refused:
+                assert open_sources(data, folder, split)
+                continue
+            with pytest.raises(ConfigurationError, match="'backgrounds' of its") as caught:
+                open_sources(data, folder, split)
+            assert refused in str(caught.value)
+            assert str(tmp_path / name) in str(caught.value)
+
+
+def test_nothing_is_painted_into_a_collection() -> None:
+    values = {"store": "x", "share": 1.0, "collection": "y", "backgrounds": [BACKGROUND]}
+    with pytest.raises(ValueError, match="nothing is painted"):
+        SourceSettings.model_validate(values)
+
+
+def test_painted_sources_are_named_as_the_settings_that_make_their_stores_name_them() -> None:
+    data = load_settings(CONFIGS / "pe-painted-data.toml", DataSettings)
+    painted = [source for source in data.source if source.train]
+    assert painted
+    for source in painted:
+        made = load_settings(CONFIGS / f"pe-painted-{source.store}.toml", DataSettings)
+        assert source.train == made.train
+        assert {b.folder: b.source for b in source.backgrounds} == made.painted
+
+
+def test_pairs_of_another_grid_are_refused_where_the_store_says_so(
+    store: Path, data_settings: DataSettings, tmp_path: Path
+) -> None:
+    values = data_settings.model_dump()
+    beside = DataSettings.model_validate({**values, "source": [{"store": "store", "share": 1.0}]})
+    shutil.copytree(store, tmp_path / "store")
+    study = next((tmp_path / "store").glob("*/study.json"))
+    content = json.loads(study.read_text())
+    for data, folder in ((beside, tmp_path), (data_settings, tmp_path / "store")):
+        for grid in (None, grid_digest(data.grid.to_grid())):
+            facts = {"grid": grid} if grid else {}
+            study.write_text(json.dumps({**content, "phantom": facts}))
+            open_sources(data, folder, "train")
+        study.write_text(json.dumps({**content, "phantom": {"grid": "abc"}}))
+        with pytest.raises(ConfigurationError, match="grid 'abc', expected"):
+            open_sources(data, folder, "train")
+
+
+def test_an_empty_store_is_told_the_command_that_fills_it(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    values = data_settings.model_dump()
+    for backgrounds, command in (([], "generate"), ([BACKGROUND], "generate_semisynthetic")):
+        source = {"store": "x", "share": 1.0, "backgrounds": backgrounds}
+        data = DataSettings.model_validate({**values, "source": [source]})
+        with pytest.raises(InputError, match=rf"export\.datasets\.{command} "):
+            open_sources(data, tmp_path, "train")
+
+
+def test_something_has_to_be_left_to_validate_on(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    painted = {"store": "x", "share": 0.5, "train": {"first_seed": 900, "pairs": 1}}
+    sources = [{"store": "phantoms", "share": 0.5}, painted]
+    data = DataSettings.model_validate({**data_settings.model_dump(), "source": sources})
+    assert data.without(["x"]).source
+    with pytest.raises(ConfigurationError, match="nothing is validated on"):
+        data.without(["phantoms"])
+    only = data.model_copy(update={"source": data.source[1:]})
+    with pytest.raises(ConfigurationError, match="none is left to validate on"):
+        open_sources(only, tmp_path, "validation")

@@ -104,6 +104,10 @@ class Collection(Protocol):
         """Key in the registry."""
 
     @property
+    def terms(self) -> str:
+        """Under which terms it is given, for the model card."""
+
+    @property
     def repair(self) -> Callable[[Dataset], None] | None:
         """Changes a DICOM data set, in place, into one that the product's reader takes.
 

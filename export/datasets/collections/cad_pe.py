@@ -32,6 +32,7 @@ class CadPe:
     """See ``export.datasets.collections.base.Collection``."""
 
     name = "cad-pe"
+    terms = "IEEE DataPort, its terms"
     repair = None
 
     def index(self, root: Path, *, workers: int, follow: Follow) -> Found:

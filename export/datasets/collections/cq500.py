@@ -48,6 +48,7 @@ class Cq500:
     """See ``export.datasets.collections.base.Collection``."""
 
     name = "cq500"
+    terms = "CC BY-NC-SA 4.0"
     repair = None
 
     def index(self, root: Path, *, workers: int, follow: Follow) -> Found:

@@ -34,6 +34,7 @@ class Fumpe:
     """See ``export.datasets.collections.base.Collection``."""
 
     name = "fumpe"
+    terms = "CC BY 4.0"
     repair = None
 
     def index(self, root: Path, *, workers: int, follow: Follow) -> Found:

@@ -45,6 +45,7 @@ class PhysionetIch:
     """See ``export.datasets.collections.base.Collection``."""
 
     name = "physionet-ct-ich"
+    terms = "PhysioNet, restricted health data, on application"
     repair = None
 
     def index(self, root: Path, *, workers: int, follow: Follow) -> Found:

@@ -49,6 +49,7 @@ class RsnaIch:
     """See ``export.datasets.collections.base.Collection``."""
 
     name = "rsna-ich-2019"
+    terms = "Kaggle competition, non-commercial"
 
     def repair(self, dataset: Dataset) -> None:
         """State the class that is missing; turn values modulo 4096 into signed ones.

@@ -64,6 +64,7 @@ class RsnaPe:
     """See ``export.datasets.collections.base.Collection``."""
 
     name = "rsna-pe-2020"
+    terms = "Kaggle competition, non-commercial"
 
     def repair(self, dataset: Dataset) -> None:
         """State the class that is missing."""
