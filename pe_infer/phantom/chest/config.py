@@ -2,7 +2,7 @@
 
 The committed values are in ``default.toml`` beside this module; a study is a pure function of
 (seed, configuration). They are version 2 of the generator; a field with a default value in the
-class was not in version 1 (``export/configs/pe-phantom-v1.toml``), and at that value changes nothing.
+class was not in version 1 (``export/configs/pe-phantom-v1.toml``); there it changes nothing.
 """
 
 import hashlib
