@@ -261,7 +261,7 @@ def test_rows_are_chosen_by_name(place: Path, tmp_path: Path) -> None:
     ).settings
     assert [row.name for row in chosen_rows(settings, ["stage 2"])] == ["stage 2"]
     assert len(chosen_rows(settings, [])) == 2
-    with pytest.raises(InputError, match="there are the rows"):
+    with pytest.raises(InputError, match="no such rows, there are"):
         chosen_rows(settings, ["stage 3"])
 
 
