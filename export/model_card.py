@@ -136,7 +136,9 @@ def _log(files: Mapping[str, str] | None) -> list[str]:
 
 def _progress(stage: Mapping[str, Any]) -> str:
     at = stage["progression"]
-    return f"{at['step']} steps, {at['minutes']:.0f} minutes"
+    width = stage.get("width", 1.0)
+    narrow = f", {width:g} of the width above" if width != 1.0 else ""
+    return f"{at['step']} steps, {at['minutes']:.0f} minutes{narrow}"
 
 
 def _loss(weights: Mapping[str, float]) -> str:

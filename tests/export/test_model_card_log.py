@@ -108,4 +108,7 @@ def test_without_logs_the_card_says_so(
     del document["training"]["log"]
     card = model_card(document, [])
     assert "none lay beside the checkpoints" in card
+    width = document["training"]["stage1"]["width"]
+    assert width < 1
+    assert f", {width:g} of the width above." in card
     assert CURVE_FILE not in card

@@ -182,7 +182,7 @@ def test_every_engine_has_a_context_for_its_largest_batch(pe: StudyCost) -> None
 
 def test_one_batch_of_what_is_not_kept_has_buffers(pe: StudyCost) -> None:
     """The worse direction is down: what the first scan says is kept for nobody there."""
-    slab, features, gates_1, hidden_1 = 5 * 384**2, 512 * 24**2, 192 * 24**2, 48 * 24**2
+    slab, features, gates_1, hidden_1 = 5 * 384**2, 256 * 24**2, 192 * 24**2, 48 * 24**2
     gates_2, hidden_2 = 384 * 12**2, 96 * 12**2
     values = slab + features + gates_1 + hidden_1 + 2 * gates_2 + hidden_2
     assert pe.memory().buffers == 8 * 4 * values
