@@ -79,9 +79,9 @@ def write_checkpoints(folder: Path, data: DataSettings) -> tuple[Path, Path]:
         {
             **common,
             "stage": 2,
-            "settings": {"system": "radnet", "hidden": 4},
+            "settings": {"system": "radnet", "hidden": 4, "epochs": 1},
             "in_channels": stage1.feature_channels,
-            "progression": {"step": 0, "minutes": 0.0},
+            "progression": {"epoch": 0, "step": 0, "minutes": 0.0},
             "mean": stage2.state_dict(),
         },
     )
