@@ -44,7 +44,8 @@ from export.training.features import CACHE_FILE
 from export.training.stage2 import FEATURES_FOLDER
 from export.training.start import seen_in_all
 from export.training_curve import CURVE_FILE, TABLE_FILE, TrainingLog, read_training_log
-from pe_infer.bundle import CERTIFICATE_FILE, Bundle, GoldenData, write_bundle
+from pe_infer.bundle import Bundle, GoldenData, write_bundle
+from pe_infer.certificate import CERTIFICATE_FILE
 from pe_infer.errors import Code, InputError
 from pe_infer.manifest import (
     FORMAT_VERSION,

@@ -88,8 +88,8 @@ def model_card(
     validated_on = training.get("validated_on", "pairs")
     lines += _evaluation(training.get("evaluation"), validated_on)
     if shifted := training.get("shifted"):
-        measured = _evaluation(shifted, validated_on)
-        lines += ["", "## Evaluation on shifted studies", "", *SHIFTED, "", *measured]
+        lines += ["", "## Evaluation on shifted studies", "", *SHIFTED, ""]
+        lines += _evaluation(shifted, validated_on)
     for section in sections:
         lines += ["", section.strip()]
     return "\n".join([*lines, ""])

@@ -112,7 +112,7 @@ def _refuse_others(
             are phantoms and there are backgrounds; or they are of another grid, as far as the store
             says: older ones do not.
     """
-    expected = {each.source for each in backgrounds} or {None}
+    expected: set[str | None] = {each.source for each in backgrounds} or {None}
     grid = grid_digest(data.grid.to_grid())
     for study in (study for pair in pairs for study in (pair.positive, pair.negative)):
         if (made_on := study.record.phantom.get("grid", grid)) != grid:
