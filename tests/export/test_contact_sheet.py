@@ -1,18 +1,21 @@
 """The sheet of synthetic patients."""
 
+import dataclasses
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import typer
+from phantoms import coarse_phantom
 from typer.testing import CliRunner
 
 from export import contact_sheet
 from export.contact_sheet import Panel
 from pe_infer import Detector
 from pe_infer.dicom import write_series
-from pe_infer.phantom import ANATOMIES, Phantom, open_phantom
+from pe_infer.errors import ConfigurationError
+from pe_infer.phantom import ANATOMIES, Phantom
 
 
 def row(*, attention: bool) -> list[Panel]:
@@ -45,7 +48,7 @@ def test_a_sheet_has_a_row_per_patient(tmp_path: Path) -> None:
 def head(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phantom, Path]:
     """A phantom, and one of its patients as a series on disk."""
     folder = tmp_path_factory.mktemp("head")
-    phantom = open_phantom("head")
+    phantom = coarse_phantom("head")
     write_series(phantom.pair(3)[1].slices, folder)
     return phantom, folder
 
@@ -67,6 +70,21 @@ def test_rows_show_the_patient_as_the_bundle_gets_him(head: tuple[Phantom, Path]
         assert panels[3].attention is not None
         assert panels[3].title == f"attention; study: {said.probability:.2f}"
     assert np.array_equal(read[1].hu, read[3].hu)
+
+
+def test_a_series_that_hardly_shows_the_head_is_refused(
+    head: tuple[Phantom, Path], tmp_path: Path
+) -> None:
+    phantom, _ = head
+    slices = list(phantom.pair(3)[1].slices)
+    middle = len(slices) // 2
+    for i, image in enumerate(slices):
+        if i not in (middle, middle + 1):
+            air = np.full_like(image.host_pixels, image.host_pixels.min())
+            slices[i] = dataclasses.replace(image, pixels=air)
+    write_series(slices, tmp_path / "few")
+    with Detector("ich") as detector, pytest.raises(ConfigurationError, match="too few for 3"):
+        contact_sheet.real_row(tmp_path / "few", detector)
 
 
 def test_pictures_of_a_series_are_of_different_heights() -> None:
