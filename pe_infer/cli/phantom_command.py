@@ -44,16 +44,28 @@ def phantom_command(
         float | None,
         typer.Option(
             "--slice-spacing",
-            help="In mm. Default: 1 for the chest, drawn by the seed for the head.",
+            help="In mm. Default: what --configuration says; without one 1 for the chest, drawn "
+            "by the seed for the head.",
             min=0.5,
             max=5.0,
+        ),
+    ] = None,
+    configuration: Annotated[
+        Path | None,
+        typer.Option(
+            "--configuration",
+            metavar="FILE",
+            help="Other patients and scans than the default ones: TOML or JSON with the fields of "
+            "pe_infer/phantom/ANATOMY/default.toml, all of them.",
         ),
     ] = None,
 ) -> None:
     """Write a synthetic chest or head CT: DICOM files, truth.json and the mask (mask.npz)."""
     from pe_infer.phantom import open_phantom  # noqa: PLC0415  imports SciPy
 
-    phantom = usual_spacing(open_phantom(anatomy))
+    phantom = open_phantom(anatomy, configuration)
+    if configuration is None:
+        phantom = usual_spacing(phantom)
     if slice_spacing_mm is not None:
         phantom = phantom.with_spacing(slice_spacing_mm)
     console = open_console()

@@ -24,6 +24,7 @@ from pe_infer import errors, schemas
 from pe_infer.cli import app as command_line
 from pe_infer.cli import layout, pacing, phantom_command
 from pe_infer.dicom import write_series
+from pe_infer.phantom.chest.phantom import ChestPhantom
 from pe_infer.result import result_schema
 
 cli = pytest.fixture(cli_runs.runner)
@@ -315,6 +316,33 @@ def test_phantom_writes_a_head_with_its_truth(cli: Cli, tmp_path: Path) -> None:
     report = json.loads(cli("inspect", folder / "dicom", "--json").stdout)
     assert report["usable"]
     assert len(report["series"]) == 1
+
+
+def test_a_chest_without_contrast_agent_is_written_and_not_processed(
+    cli: Cli, tmp_path: Path
+) -> None:
+    config = ChestPhantom().config.to_mapping()
+    contrast = {name: [30.0, 60.0] for name in config if name.endswith(("artery_hu", "aorta_hu"))}
+    contrast |= {name: [30.0, 60.0] for name in ("pulmonary_vein_hu", "cava_hu")}
+    coarse = {"matrix": 256, "pixel_spacing_mm": [1.4, 1.4], "slice_spacing_mm": [5.0, 5.0]}
+    file = tmp_path / "native.json"
+    file.write_text(json.dumps(config | contrast | coarse | {"streak_probability": 0.0}))
+    made = cli("phantom", tmp_path, "--configuration", file, "--seed", "3", "--negative")
+    assert made.returncode == 0, made.stderr
+    done = cli("detect", tmp_path / "chest-phantom-3-negative" / "dicom", "--json", "-")
+    assert done.returncode == 10
+    result = json.loads(done.stdout)
+    assert result["probability"] is None
+    assert result["not_processed"]["code"] == "check.opacification"
+
+
+def test_a_configuration_of_no_phantom_is_refused(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "few.toml"
+    file.write_text("matrix = 512\n")
+    done = cli("phantom", tmp_path / "out", "--configuration", file)
+    assert done.returncode == 2
+    assert "few.toml" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_version_and_help(cli: Cli) -> None:
