@@ -93,6 +93,7 @@ def document_of(
     test = yardstick.pairs["test"]
     return {
         "source": settings.source,
+        "note": settings.note,
         "pairs": len(test),
         "first_seed": test[0].seed,
         "rows": [row_summary(name, found, paper.get(name, {})) for name, found in there.items()],

@@ -315,7 +315,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
     Args:
         document: ``rows`` as of `row_summary`; ``effects`` with their ``words``; ``pairs`` and
-            ``first_seed`` of the test; ``source`` of the paper's figures.
+            ``first_seed`` of the test; ``source`` of the paper's figures; ``note``.
     """
     counts = sorted({len(row["trainings"]) for row in document["rows"]})
     trained = " or ".join(map(str, counts))
@@ -328,6 +328,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "highest. Lines in italics are the paper's own figures, of patients",
         f"({document['source']}): what can be compared is which line is above which.",
     ]
+    if note := document["note"].strip():
+        lines += ["", *note.splitlines()]
     for level, title in TITLES.items():
         columns = COLUMNS[level]
         body: list[str] = []

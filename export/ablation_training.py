@@ -92,6 +92,7 @@ class AblationSettings(Settings):
         data: File with the data settings of validation and test.
         phantom: File with the configuration of the phantom; ``None`` is the default one.
         source: Of the paper's numbers.
+        note: What a reader of the table has to know: sizes, and what does not mirror the paper.
         pairs: Of the test, from its first seed on.
         seeds: Of the trainings.
         row: Lines of the table.
@@ -101,6 +102,7 @@ class AblationSettings(Settings):
     data: str
     phantom: str | None = None
     source: str
+    note: str = ""
     pairs: int = Field(default=100, ge=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     row: tuple[RowSettings, ...] = Field(min_length=1)

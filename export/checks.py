@@ -227,6 +227,26 @@ def _margins_table(settings: CheckSettings, records: Sequence[Mapping[str, Any]]
     return table
 
 
+def markdown(settings: CheckSettings, records: Sequence[Mapping[str, Any]]) -> str:
+    """What came of every group, as a section of the model card."""
+    seeds = sorted({int(record["seed"]) for record in records})
+    lines = [
+        "## Checks on phantoms made for them",
+        "",
+        f"{len(seeds)} patients, seeds {seeds[0]} to {seeds[-1]}, which neither training nor",
+        "evaluation uses, and on which the limits were chosen. Outcomes by the worst check.",
+        "",
+        "| group | must be | passed | flagged | not processed |",
+        "|---|---|---|---|---|",
+    ]
+    for group in settings.studies.groups:
+        counts = outcomes(settings, group, records)
+        wanted = "not processed" if group.outcome == "refused" else group.outcome
+        shown = " | ".join(str(counts[outcome]) for outcome in SEVERITY)
+        lines.append(f"| {group.name} | {wanted} | {shown} |")
+    return "\n".join([*lines, ""])
+
+
 app = typer.Typer(help="The limits of a bundle's checks of the images.")
 
 
@@ -238,6 +258,9 @@ def measure_command(
     patients: Annotated[int, typer.Option(help="Seeds per group.", min=1)] = 10,
     first_seed: Annotated[int, typer.Option(help="Of the phantom.", min=FIRST_SEED)] = FIRST_SEED,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    section: Annotated[
+        Path | None, typer.Option(help="Outcomes as Markdown, for the model card.")
+    ] = None,
 ) -> None:
     """Measure checks on studies that they must let pass, flag or refuse."""
     console = Console()
@@ -250,6 +273,8 @@ def measure_command(
             workers=workers,
             follow=lambda jobs, total: track(jobs, "patients", total=total, console=console),
         )
+    if section is not None:
+        section.write_text(markdown(settings, records))
     console.print("Ranges are smallest | median | largest of the group's studies.")
     console.print(_groups_table(settings, records))
     console.print(_margins_table(settings, records))

@@ -27,8 +27,8 @@ def held_out(training: Mapping[str, Any], seeds: range) -> bool:
     return known is not None
 
 
-def unseen_background(training: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a bundle says into which real scans its training painted, and this is another one.
+def painted_into(training: Mapping[str, Any], folder: Path) -> bool | None:
+    """Whether training painted findings into a real scan, as far as a bundle knows.
 
     A scan is known by the folder that the data settings give it, here the last parts of the path:
     several scans of one collection share a source. A folder that was renamed is taken for another
@@ -39,11 +39,16 @@ def unseen_background(training: Mapping[str, Any], folder: Path) -> bool:
         folder: Of the scan.
 
     Returns:
-        ``False`` if it was painted into, or if the bundle, or what it started from, was trained
-        before backgrounds were kept.
+        ``None`` if it is none of those that are known, and the bundle, or what it started from, was
+        trained before backgrounds were kept.
     """
-    if not training.get("all_backgrounds"):
-        return False
     parts = folder.resolve().parts
-    known = (Path(name).parts for name in training["backgrounds"])
-    return all(parts[-len(each) :] != each for each in known)
+    known = (Path(name).parts for name in training.get("backgrounds") or ())
+    if any(parts[-len(each) :] == each for each in known):
+        return True
+    return False if training.get("all_backgrounds") else None
+
+
+def unseen_background(training: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a bundle says that its training did not paint into a real scan: `painted_into`."""
+    return painted_into(training, folder) is False

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from export.anatomies import ARRIVAL
 from export.measures import reasons_text
 from export.training.validation import HIT_DISTANCE_MM
 
@@ -64,9 +65,10 @@ def model_card(
     start = training.get("stage1_start")
     while start:
         known = f"bundle {start['bundle']}, " if "bundle" in start else "a run on "
-        lines.append(f"- Stage 1 started from {known}{start['data']}: {_progress(start)}.")
+        whose = "Stage 1" if start is training["stage1_start"] else "That"
+        lines.append(f"- {whose} had started from {known}{start['data']}: {_progress(start)}.")
         start = start.get("start")
-    lines += _log(training.get("log"))
+    lines += _log(training.get("log"), started=bool(training.get("stage1_start")))
     lines += [
         "",
         "## Operating points",
@@ -84,6 +86,7 @@ def model_card(
         lines.append(
             f"| {point['name']} | {point['threshold']:.4f} | {measured or 'not measured'} |"
         )
+    lines += _checks(document.get("checks", ()))
     lines += ["", "## Evaluation", ""]
     validated_on = training.get("validated_on", "pairs")
     lines += _evaluation(training.get("evaluation"), validated_on)
@@ -124,14 +127,45 @@ def _real(training: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _log(files: Mapping[str, str] | None) -> list[str]:
+def _log(files: Mapping[str, str] | None, *, started: bool) -> list[str]:
     if files is None:
         return ["- Log: none lay beside the checkpoints, so there is no curve."]
+    of = ", without what stage 1 started from" if started else ""
     return [
-        f"- Log: [{files['table']}]({files['table']}), a row per validation.",
+        f"- Log: [{files['table']}]({files['table']}), a row per validation{of}.",
         "",
         f"![Loss and validation of both stages]({files['curve']})",
     ]
+
+
+def _checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a study must be like to be judged."""
+    if not checks:
+        return []
+    limits = {
+        "refuse_below": "not processed below",
+        "flag_below": "flagged below",
+        "flag_above": "flagged above",
+        "refuse_above": "not processed above",
+    }
+    lines = [
+        "",
+        "## Checks of the images",
+        "",
+        "A study beyond a limit is not processed, or flagged; the value is in every result.",
+        "",
+        "| check | limits | what it means |",
+        "|---|---|---|",
+    ]
+    for check in checks:
+        unit = "mm2" if check["measure"]["kind"] == "area" else "HU"
+        given = ", ".join(
+            f"{words} {check[key]:g} {unit}"
+            for key, words in limits.items()
+            if check.get(key) is not None
+        )
+        lines.append(f"| {check['name']} | {given} | {check['meaning']} |")
+    return lines
 
 
 def _progress(stage: Mapping[str, Any]) -> str:
@@ -177,10 +211,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None, validated_on: str) -> list
             value = evaluation[key]
             low, high = value["interval"]
             lines.append(f"| {name} | {value['value']:.3f} | {low:.3f} to {high:.3f} |")
-    for grouping, rows in evaluation.get("by_largest", {}).items():
-        lines += _by_group(grouping, f"By {grouping} of the patient's largest lesion", rows)
-    for condition, rows in evaluation.get("by_condition", {}).items():
-        lines += _by_group(condition, f"By {condition}", rows)
+    lines += _broken_down(evaluation)
     if calibration := evaluation.get("calibration"):
         lines += _calibration(calibration, validated_on)
     trivial = evaluation.get("trivial_auc", {})
@@ -194,6 +225,20 @@ def _evaluation(evaluation: Mapping[str, Any] | None, validated_on: str) -> list
             "|---|---|",
         ]
         lines += [f"| {name} | {value:.3f} |" for name, value in trivial.items()]
+    return lines
+
+
+def _broken_down(evaluation: Mapping[str, Any]) -> list[str]:
+    """By the largest finding of the patient, by what a slab shows of it, and by conditions."""
+    lines = []
+    for grouping, rows in evaluation.get("by_largest", {}).items():
+        lines += _by_group(grouping, f"By {grouping} of the patient's largest lesion", rows)
+    if by_size := evaluation.get("by_slab_size"):
+        lines += _by_slab_size(by_size)
+    for condition, rows in evaluation.get("by_condition", {}).items():
+        lines += _by_group(condition, f"By {condition}", rows)
+        if condition == ARRIVAL:
+            lines += ["", "These are different patients: the order changes no slab of a patient."]
     return lines
 
 
@@ -231,6 +276,27 @@ def _by_group(grouping: str, what: str, rows: Sequence[Mapping[str, Any]]) -> li
         lines.append(
             f"| {row['group']} | {row['studies']} | {row['verdicts_right']} | {measured} |"
         )
+    return lines
+
+
+def _by_slab_size(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of positive slabs, each against the same slab of the patient without the finding."""
+    lines = [
+        "",
+        "By size of the finding in the middle plane of a positive slab. The AUC is against the",
+        "same slabs of the patients without it, where anatomy cannot help; the slab AUC above is",
+        "against all clean slabs. Control is the attention peak at the same places there.",
+        "",
+        "| pixels | slabs | AUC | attention hits | control |",
+        "|---|---|---|---|---|",
+    ]
+    for i, row in enumerate(rows):
+        size = f"{row['from_px']} and more"
+        if i + 1 < len(rows):
+            size = f"{row['from_px']} to {row['to_px'] - 1}"
+        values = (row["auc_against_twins"], row["hit"], row["control"])
+        shown = " | ".join("-" if value is None else f"{value:.2f}" for value in values)
+        lines.append(f"| {size} | {row['slabs']} | {shown} |")
     return lines
 
 

@@ -10,7 +10,7 @@ the model card (``export.bundle --section``) and the same as JSON beside it.
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from rich.progress import track
 
 from export.command_line import reported
 from export.evaluate import checkpoint_hashes, evaluated_cases, read_evaluation
+from export.held_out import painted_into
 from pe_infer import Detector
 from pe_infer.errors import Code, ConfigurationError, InputError, ScopeError
 from pe_infer.result import QualityFlag, StudyResult, probability_text
@@ -55,6 +56,7 @@ class RealStudy:
 
     Attributes:
         name: Of its folder.
+        seen: Whether training painted findings into a scan of that folder; ``None``: not known.
         not_processed: Code of the reason, if nothing was said.
         probability: Calibrated; ``None`` if nothing was said, as all that follows.
         positive: Whether it reaches the threshold.
@@ -65,6 +67,7 @@ class RealStudy:
     """
 
     name: str
+    seen: bool | None = None
     not_processed: str | None = None
     probability: float | None = None
     positive: bool | None = None
@@ -136,11 +139,12 @@ def told_apart(negatives: Iterable[Negatives]) -> dict[str, Negatives]:
 def judged(detector: Detector, folder: Path, negatives: Mapping[str, Negatives]) -> RealStudy:
     """One folder through the detector; a refusal is a result."""
     name = folder.resolve().name
+    seen = painted_into(detector.bundle.manifest.training, folder)
     try:
         result = detector.detect(folder)
     except (InputError, ScopeError) as exc:
-        return RealStudy(name=name, not_processed=str(exc.code))
-    return real_study(name, result, negatives)
+        return RealStudy(name=name, seen=seen, not_processed=str(exc.code))
+    return replace(real_study(name, result, negatives), seen=seen)
 
 
 def real_study(name: str, result: StudyResult, negatives: Mapping[str, Negatives]) -> RealStudy:
@@ -187,11 +191,13 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         "As far as is known; nobody has labelled them. Through the public API with",
         f"{document['engine']}. Verdicts at the operating point `{point['name']}`, the bundle's",
-        f"default: positive from a probability of {point['threshold']:.4f}. A percentile says how",
-        "unusual a probability is for studies that are known to be negative: the share of negative",
-        "studies of an evaluation that have a lower one, those with the same one counted half. The",
-        "peak is the highest value of the attention in the whole study, in patient coordinates: mm",
-        "to the left, to the back, and to the head.",
+        "default, which validation studies chose before: positive from",
+        f"{point['threshold']:.4f}. A percentile says how unusual a probability is for studies",
+        "that are known to be negative: the share of negative studies of an evaluation that have a",
+        "lower one, those with the same one counted half. The peak is the highest value of the",
+        "attention, a raw map with values below zero too, in the whole study, in patient",
+        "coordinates: mm to the left, to the back, and to the head. Painted into: whether training",
+        "painted findings into that study.",
         "",
     ]
     for label, each in document["negatives"].items():
@@ -200,7 +206,16 @@ def markdown(document: Mapping[str, Any]) -> str:
             f"{each['engine']}"
         )
     columns = [f"percentile among {label}" for label in labels]
-    columns = ["study", "status", "probability", "verdict", *columns, "flags", "attention peak"]
+    columns = [
+        "study",
+        "painted into",
+        "status",
+        "probability",
+        "verdict",
+        *columns,
+        "flags",
+        "attention peak",
+    ]
     lines += ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for study in document["studies"]:
         lines.append("| " + " | ".join(_cells(study, labels)) + " |")
@@ -209,15 +224,17 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def _cells(study: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
     name, flags = study["name"].replace("|", "\\|"), ", ".join(study["flags"]) or "-"
+    seen = {True: "yes", False: "no", None: "not known"}[study["seen"]]
     if study["probability"] is None:
         status = f"not processed: {study['not_processed']}"
-        return [name, status, "-", "-", *("-" for _ in labels), flags, "-"]
+        return [name, seen, status, "-", "-", *("-" for _ in labels), flags, "-"]
     peak = "-"
     if study["peak"] is not None:
         left, back, up = study["peak_mm"]
         peak = f"{study['peak']:.3f} at ({left:.0f}, {back:.0f}, {up:.0f})"
     return [
         name,
+        seen,
         "processed",
         probability_text(study["probability"]),
         "positive" if study["positive"] else "negative",

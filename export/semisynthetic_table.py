@@ -5,7 +5,8 @@
 
 ``DIR`` is the ``--out`` of ``export.evaluate --semi-synthetic``, which knows its background: a row
 is named by what the bundle was trained on, and a name may be there once for every background.
-Writes a section for the model card (``export.bundle --section``).
+Writes a section for the model card (``export.bundle --section``). ``--note`` adds sentences of
+one's own: what a background shows and what it does not, where it is from and under which terms.
 
 Two trainings on one background are compared by the difference of their study AUC, with a 95 %
 bootstrap interval over the pairs that both have measured, drawn for both alike.
@@ -34,11 +35,15 @@ COLUMNS = {
     "peak_control": "control",
 }
 
+TWINS = "slab AUC against twins, by pixels"
+
 LIMITS = (
     "Findings are painted into a real study without one, and the same study without them is the",
     "negative one of the pair. Peak hits are positive slabs whose attention peak lies within 10 mm",
-    "of the finding, control is the same at the same places of the study without it. In brackets",
-    "are 95 % bootstrap intervals over pairs.",
+    "of the finding, control is the same at the same places of the study without it. The slab AUC",
+    "is against all clean slabs, also at levels where nothing can be painted; that against twins",
+    "is against the same slabs without the finding, by its pixels in the middle plane (and slabs).",
+    "In brackets are 95 % bootstrap intervals over pairs.",
     "",
     "What limits this: all pairs of a background are of one patient, taken by one scanner. The",
     "intervals say what other painted findings would change, and nothing of other patients, nor of",
@@ -70,6 +75,16 @@ class Row:
         """How many were measured."""
         refused = self.evaluation.get("not_processed", {}).get("patients", 0)
         return int(self.evaluation["pairs"] - refused)
+
+    @property
+    def against_twins(self) -> str:
+        """AUC of positive slabs against the same ones without the finding, by its size."""
+        sizes = [
+            f"from {each['from_px']}: {each['auc_against_twins']:.2f} ({each['slabs']})"
+            for each in self.evaluation.get("by_slab_size", ())
+            if each["auc_against_twins"] is not None
+        ]
+        return ", ".join(sizes) or "-"
 
     @property
     def shown(self) -> tuple[Any, ...]:
@@ -141,33 +156,39 @@ def difference_text(first: Row, second: Row) -> str:
     )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The section, with differences of every two trainings of a background."""
+def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """The section, with differences of every two trainings of a background, and notes."""
     ordered = by_background(rows)
-    columns = ["background", "training", "pairs", *COLUMNS.values()]
+    columns = ["background", "training", "not seen in it", "pairs", *COLUMNS.values(), TWINS]
     lines = ["## Findings painted into real studies", "", *LIMITS, ""]
     lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in ordered:
         values = [interval_text(row.evaluation.get(name), 3) for name in COLUMNS]
-        cells = [row.background, row.training, str(row.pairs), *values]
+        unseen = "yes" if row.evaluation.get("held_out") else "not known, or seen"
+        cells = [row.background, row.training, unseen, str(row.pairs), *values, row.against_twins]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     differences = [
         f"- {difference_text(first, second)}"
         for _, group in groupby(ordered, key=lambda row: row.background)
         for first, second in combinations(group, 2)
     ]
-    return "\n".join([*lines, *([""] if differences else []), *differences, ""])
+    lines += ["", *differences] if differences else []
+    lines += [line for note in notes for line in ("", note)]
+    return "\n".join([*lines, ""])
 
 
 def main(
     *,
     row: Annotated[list[str], typer.Option(help="TRAINING=FOLDER; may be repeated.")],
+    note: Annotated[
+        list[str] | None, typer.Option(help="Sentences for the end; may be repeated.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Markdown file.")],
 ) -> None:
     """Write the table of evaluations on semi-synthetic studies."""
     console = Console()
     with reported(console):
-        text = markdown([read_row(each) for each in row])
+        text = markdown([read_row(each) for each in row], note or ())
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
     console.print(text, markup=False)

@@ -213,7 +213,9 @@ def test_a_row_has_mean_and_range_of_its_trainings_and_the_papers_numbers() -> N
     aucs = [measured(t)["study"]["auc"] for t in trainings]
     assert row["study"]["auc"] == {"mean": np.mean(aucs), "low": min(aucs), "high": max(aucs)}
     document = {"rows": [row], "effects": [], "pairs": 60, "first_seed": 9, "source": "A 2020"}
+    document["note"] = "\nSmall\nnetworks.\n"
     text = markdown(document)
+    assert "\n\nSmall\nnetworks.\n\n| Slabs |" in text
     assert text.startswith("## Ablation\n\n")  # a section of the model card
     assert f"{np.mean(aucs):.3f} ({min(aucs):.3f} to {max(aucs):.3f}) |" in text
     assert "| *paper: a* | - | - | - | - | *0.812* |" in text

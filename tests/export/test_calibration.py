@@ -106,8 +106,20 @@ def evaluation(weights: dict[str, str]) -> dict[str, Any]:
                     "verdicts_right": 6,
                     "auc": {"value": 0.812, "interval": [0.7, 0.9]},
                 }
-            ]
+            ],
+            "order of arrival": [{"group": "feet first", "studies": 3, "verdicts_right": 2}],
         },
+        "by_slab_size": [
+            {
+                "from_px": 12,
+                "to_px": 50,
+                "slabs": 9,
+                "auc_against_twins": 0.61,
+                "hit": 0.42,
+                "control": 0.17,
+            },
+            {"from_px": 50, "slabs": 0, "auc_against_twins": None, "hit": None, "control": None},
+        ],
         "positive_slabs": {"scored": 91, "gated": 3},
         "trivial_auc": {"mean HU": 0.541},
         **headlines,
@@ -136,6 +148,11 @@ def test_the_model_card_has_the_numbers_of_an_evaluation_of_these_weights(
     assert "that training never saw" in card
     assert "| subdural | 12 | 11 | 0.87 (0.80 to 0.93) | 0.75 (0.50 to 1.00) | - |" in card
     assert "| from 20 HU | 8 | 6 | 0.81 (0.70 to 0.90) | - | - |" in card
+    assert "| 12 to 49 | 9 | 0.61 | 0.42 | 0.17 |" in card
+    assert "| 50 and more | 0 | - | - | - |" in card
+    before, after = card.split("| feet first | 3 | 2 |")
+    assert "different patients" in after
+    assert "different patients" not in before
     assert "shifted" not in card
     document = Bundle.load(tmp_path).manifest.model_dump(mode="json")
     assert document["training"]["evaluation"] == json.loads(json.dumps(measured))

@@ -88,6 +88,10 @@ def test_outcomes_and_margins_follow_from_the_limits_of_today(pe: CheckSettings)
     values = {0: 50.0, 1: 100.0, 2: 119.0, 3: 130.0}
     records = [record(pe, "poor", seed, opacification=v) for seed, v in values.items()]
     assert outcomes(strict, group, records) == {"passed": 1, "flagged": 2, "refused": 1}
+    text = command.markdown(strict, records)
+    assert text.startswith("## Checks on phantoms made for them\n")
+    assert "4 patients, seeds 0 to 3," in text
+    assert "| poor | flagged | 1 | 2 | 1 |" in text
     assert margins(strict, records) == {
         "opacification, refuse_below": (90.0, 50.0, 100.0),
         "opacification, flag_below": (120.0, 119.0, 130.0),

@@ -22,7 +22,12 @@ from pe_infer.dicom.writing import write_series
 from pe_infer.errors import ConfigurationError, InputError
 from pe_infer.geometry import Slice
 
-TRAINING = {"stage1": {"sha256": "1" * 64}, "stage2": {"sha256": "2" * 64}}
+TRAINING = {
+    "stage1": {"sha256": "1" * 64},
+    "stage2": {"sha256": "2" * 64},
+    "all_backgrounds": True,
+    "backgrounds": {"empty": "of nobody"},
+}
 WEIGHTS = {"stage1": "1" * 64, "stage2": "2" * 64}
 OTHER_HASH = "f" * 64  # of the bundle before it got a model card
 BRIGHTNESS = {
@@ -132,9 +137,10 @@ def test_every_series_is_reported_as_it_is(bundle: Path, tmp_path: Path) -> None
     assert text.startswith("## Real studies without the finding\n")
     assert "those with the same one counted half" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert rows[1].startswith("| one\\|two | processed | ")
+    assert rows[1].startswith("| one\\|two | no | processed | ")
     assert "| 62.5 | 100.0 | image_check (brightness) |" in rows[1]
-    assert rows[3] == "| head | not processed: scope.mismatch | - | - | - | - | - | - |"
+    assert rows[2].startswith("| empty | yes | not processed: gate.no_organ | ")
+    assert rows[3] == "| head | no | not processed: scope.mismatch | - | - | - | - | - | - |"
     assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
 
 

@@ -28,6 +28,12 @@ def scores(seed: int, gain: float) -> dict[tuple[int, bool], float]:
     }
 
 
+BY_SIZE = [
+    {"from_px": 12, "to_px": 50, "slabs": 7, "auc_against_twins": 0.611, "hit": 0.4},
+    {"from_px": 50, "to_px": 150, "slabs": 0, "auc_against_twins": None, "hit": None},
+]
+
+
 def evaluation(
     folder: Path, said: dict[tuple[int, bool], float], background: str = "one", **changes: Any
 ) -> Path:
@@ -76,12 +82,13 @@ def test_a_row_per_background_and_training_and_the_difference_of_two(tmp_path: P
     rows = [
         ("phantoms only", evaluation(tmp_path / "a", weak)),
         ("phantoms only", evaluation(tmp_path / "b", weak, "two|half", peak_hit=None)),
-        ("both", evaluation(tmp_path / "c", strong)),
+        ("both", evaluation(tmp_path / "c", strong, held_out=True, by_slab_size=BY_SIZE)),
     ]
     app = Typer()
     app.command()(command.main)
     asked = [part for name, folder in rows for part in ("--row", f"{name}={folder}")]
-    done = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "new" / "table.md")])
+    asked += ["--note", "One is a crop.", "--out", str(tmp_path / "new" / "table.md")]
+    done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     text = (tmp_path / "new" / "table.md").read_text()
     assert text.startswith("## Findings painted into real studies\n")
@@ -90,10 +97,11 @@ def test_a_row_per_background_and_training_and_the_difference_of_two(tmp_path: P
     hits = "0.500 (0.400 to 0.600)"
     table = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert table == [
-        f"| one | phantoms only | 38 | {numbers} | {hits} | - |",
-        f"| one | both | 38 | {numbers} | {hits} | - |",
-        f"| two\\|half | phantoms only | 38 | {numbers} | - | - |",
+        f"| one | phantoms only | not known, or seen | 38 | {numbers} | {hits} | - | - |",
+        f"| one | both | yes | 38 | {numbers} | {hits} | - | from 12: 0.61 (7) |",
+        f"| two\\|half | phantoms only | not known, or seen | 38 | {numbers} | - | - | - |",
     ]
+    assert text.endswith("\n\nOne is a crop.\n")
     (difference,) = [line for line in text.splitlines() if line.startswith("- ")]
     expected = study_auc(strong) - study_auc(weak)
     assert f"- one, 'both' over 'phantoms only': study AUC {expected:+.3f} (+0." in difference

@@ -321,12 +321,10 @@ def test_phantom_writes_a_head_with_its_truth(cli: Cli, tmp_path: Path) -> None:
 def test_a_chest_without_contrast_agent_is_written_and_not_processed(
     cli: Cli, tmp_path: Path
 ) -> None:
-    config = ChestPhantom().config.to_mapping()
-    contrast = {name: [30.0, 60.0] for name in config if name.endswith(("artery_hu", "aorta_hu"))}
-    contrast |= {name: [30.0, 60.0] for name in ("pulmonary_vein_hu", "cava_hu")}
+    shipped = Path(__file__).parents[2] / "export" / "configs" / "pe-native.toml"
     coarse = {"matrix": 256, "pixel_spacing_mm": [1.4, 1.4], "slice_spacing_mm": [5.0, 5.0]}
     file = tmp_path / "native.json"
-    file.write_text(json.dumps(config | contrast | coarse | {"streak_probability": 0.0}))
+    file.write_text(json.dumps(ChestPhantom.load(shipped).config.to_mapping() | coarse))
     made = cli("phantom", tmp_path, "--configuration", file, "--seed", "3", "--negative")
     assert made.returncode == 0, made.stderr
     done = cli("detect", tmp_path / "chest-phantom-3-negative" / "dicom", "--json", "-")
