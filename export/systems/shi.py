@@ -32,7 +32,7 @@ CARD = """\
 Shi et al., *Automatic Diagnosis of Pulmonary Embolism Using an Attention-guided Framework*
 (MIDL 2020, arXiv 2006.00074): a ResNet-18 classifies slabs of five planes and shows where it
 looked (class activation map); a stack of convolutional LSTMs, down and up through the study, gives
-the study its probability. With `attention_gain` above 0, as here, their training begins as a
+the study its probability. With `attention_gain` above 0 their training begins as a
 logistic regression of the highest attention: what they add to it is seen beside the AUC of the
 highest peak by itself. What the paper does not say is marked [ours] in `export/models/`.\
 """
