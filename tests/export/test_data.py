@@ -216,6 +216,17 @@ def test_committed_settings_load() -> None:
 
 
 @pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("pe-*stage1*.toml")), ids=lambda path: path.stem
+)
+def test_every_committed_stage_1_of_pe_is_on_the_grid_of_the_bundle(path: Path) -> None:
+    settings = load_settings(path, Stage1Settings)
+    grid = load_data_settings(path, settings.data).grid.to_grid()
+    assert (grid.rows, grid.channels) == (384, 5)
+    assert all(phase.crop <= grid.rows for phase in settings.phase)
+    assert {phase.width for phase in settings.phase} <= {0.5, 1.0}
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("seed = 1\ncolour = 2", "colour"),
