@@ -5,7 +5,7 @@
 A row per patient, at the slab with most lesion, on the bundle's grid: without lesions, with them,
 the truth outlined, and what the network looked at. ``--real FOLDER`` adds a row of a real series,
 in the same window and at the same zoom: three heights, and what the network looked at. Such a sheet
-has a patient on it: keep it to yourself.
+has a patient on it: keep it to yourself. ``--window -600 1500`` shows lungs.
 """
 
 from collections.abc import Sequence
@@ -158,17 +158,23 @@ def main(
     real: Annotated[
         list[Path] | None, typer.Option(help="Folder of a real series; may be repeated.")
     ] = None,
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Centre and width in HU, in place of those of the anatomy."),
+    ] = None,
 ) -> None:
     """Draw synthetic patients, and where a bundle looks in them."""
     console = Console()
     with reported(console), Detector(bundle) as detector:
+        if window is not None and not window[1] > 0:
+            raise ConfigurationError(f"--window {window[0]} {window[1]}: the width is above 0 HU")
         made = chosen_phantom(detector.bundle.manifest, configuration=phantom)
         rows = [
             synthetic_row(made, seed, detector)
             for seed in track(_numbers(seeds), "patients", console=console)
         ]
         rows += [real_row(folder, detector) for folder in real or []]
-        draw(rows, WINDOWS_HU[made.anatomy], out)
+        draw(rows, window or WINDOWS_HU[made.anatomy], out)
     console.print(f"written to {out}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import typer
 from phantoms import coarse_phantom
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from export import contact_sheet
 from export.contact_sheet import Panel
@@ -93,14 +93,42 @@ def test_pictures_of_a_series_are_of_different_heights() -> None:
         assert len(set(contact_sheet.heights_of(range(count)))) == 3
 
 
-def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def drawn(*options: str) -> Result:
     app = typer.Typer()
     app.command()(contact_sheet.main)
-    done = CliRunner().invoke(
-        app, ["--bundle", "pe", "--seeds", "1,x", "--out", str(tmp_path / "sheet.png")]
-    )
+    return CliRunner().invoke(app, ["--bundle", "pe", *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1,x"], "--seeds '1,x'"),
+        (["--seeds", "1", "--window", "40", "0"], "--window 40.0 0.0: the width is above 0 HU"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(options: list[str], message: str, tmp_path: Path) -> None:
+    done = drawn(*options, "--out", str(tmp_path / "sheet.png"))
     assert done.exit_code != 0
-    assert "--seeds '1,x'" in done.output
+    assert message in done.output
+    assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [([], (100.0, 700.0)), (["--window", "-600", "1500"], (-600.0, 1500.0))],
+)
+def test_the_window_is_that_of_the_anatomy_or_the_one_that_is_asked_for(
+    options: list[str],
+    window: tuple[float, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(contact_sheet, "synthetic_row", lambda *_: row(attention=True))
+    windows = []
+    monkeypatch.setattr(contact_sheet, "draw", lambda _rows, used, _out: windows.append(used))
+    done = drawn("--seeds", "1", "--out", str(tmp_path / "sheet.png"), *options)
+    assert done.exit_code == 0, done.output
+    assert windows == [window]
 
 
 def test_every_anatomy_has_a_window() -> None:
