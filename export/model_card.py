@@ -75,8 +75,8 @@ def model_card(
         "",
         "What is measured on the very studies that a threshold was chosen on is too good.",
         "",
-        "| name | threshold | measured on the studies it was chosen on |",
-        "|---|---|---|",
+        "| name | threshold | chosen for | measured on the studies it was chosen on |",
+        "|---|---|---|---|",
     ]
     for point in document["operating_points"]:
         measured = ", ".join(
@@ -84,7 +84,8 @@ def model_card(
             for k, v in point.get("measured", {}).items()
         )
         lines.append(
-            f"| {point['name']} | {point['threshold']:.4f} | {measured or 'not measured'} |"
+            f"| {point['name']} | {point['threshold']:.4f} | {point.get('description') or '-'} | "
+            f"{measured or 'not measured'} |"
         )
     lines += _checks(document.get("checks", ()))
     lines += ["", "## Evaluation", ""]

@@ -96,9 +96,12 @@ def test_checkpoints_become_a_bundle(bundle: Path) -> None:
     assert golden is not None
     assert set(golden.outputs) == {"study_logit", "slab_logit", "attention"}
     assert np.isfinite(golden.outputs["study_logit"]).all()
-    assert (bundle / "MODEL_CARD.md").read_text().startswith("# Model card: pe")
-    names = [point.name for point in loaded.manifest.operating_points]
-    assert names == ["balanced", "sensitive", "specific"]
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert card.startswith("# Model card: pe")
+    points = loaded.manifest.operating_points
+    assert [point.name for point in points] == ["balanced", "sensitive", "specific"]
+    for point in points:
+        assert f"| {point.name} | {point.threshold:.4f} | {point.description} | data: " in card
 
 
 def test_the_network_as_it_begins_competes_as_epoch_0(
