@@ -11,6 +11,7 @@ import torch
 from export.datasets.augment import OFF, Strengths, augmented, windowed
 from export.datasets.labels import UNSURE, attention_target, cell_counts, slab_label
 from export.datasets.store import StoredStudy, open_pairs, study_name
+from export.systems.registry import load_study_settings
 from export.training.config import (
     DataSettings,
     Phase,
@@ -223,7 +224,18 @@ def test_every_committed_stage_1_of_pe_is_on_the_grid_of_the_bundle(path: Path) 
     grid = load_data_settings(path, settings.data).grid.to_grid()
     assert (grid.rows, grid.channels) == (384, 5)
     assert all(phase.crop <= grid.rows for phase in settings.phase)
-    assert {phase.width for phase in settings.phase} <= {0.5, 1.0}
+    assert {phase.width for phase in settings.phase} <= {0.25, 0.5, 1.0}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("pe-*stage2*.toml")), ids=lambda path: path.stem
+)
+def test_every_committed_stage_2_of_pe_asks_for_pairs_that_there_are(path: Path) -> None:
+    settings = load_study_settings(path)
+    data = load_data_settings(path, settings.data)
+    assert data.grid.to_grid().channels == 5
+    assert settings.train_pairs <= data.train.pairs or data.source  # drawn from sources
+    assert settings.validation_pairs <= data.validation.pairs
 
 
 @pytest.mark.parametrize(
