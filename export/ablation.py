@@ -16,7 +16,7 @@ which are made in ``--held-out`` where they are not there yet. Writes ``ablation
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,7 +186,8 @@ def score_checkpoints(
         settings = load_settings(config, AblationSettings)
         data_settings = load_data_settings(config, settings.data)
         rows = [Row.parse(text) for text in row]
-        chosen_rows(settings, [each.name for each in rows])
+        named = chosen_rows(settings, [each.name for each in rows])
+        rows = [replace(each, peak=of.peak) for each, of in zip(rows, named, strict=True)]
         scorer = Scorer(rows, data_settings, threads)
         yardstick = Yardstick.prepare(
             data_settings,

@@ -2,8 +2,9 @@
 
 A row is a checkpoint of stage 1, or one of each stage. Without the second one a study's score is
 what the first stage can say by itself: the largest logit of its slabs (Shi), or the best run of
-neighbours by its weakest (RADnet, whose bundle has that rule in both cases). Stage 2 of Shi says
-nothing of slabs.
+neighbours by its weakest (RADnet, whose bundle has that rule in both cases); a row of peaks has the
+highest value of a slab's activation map in the place of its logit. Stage 2 of Shi says nothing of
+slabs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +39,19 @@ CONSECUTIVE: Final = 3
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table, of one training: its networks, of which the second may be missing."""
+    """A line of the table, of one training: its networks, of which the second may be missing.
+
+    Attributes:
+        name: Of the line.
+        stage1: Checkpoint.
+        stage2: Checkpoint; ``None``: stage 1 by itself.
+        peak: Stage 1 by itself is read by its highest attention, not by its logit.
+    """
 
     name: str
     stage1: Path
     stage2: Path | None
+    peak: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Row":
@@ -120,6 +129,11 @@ class Encoded:
     logits: Tensor
     attention: Array
 
+    @property
+    def peaks(self) -> Tensor:
+        """(1, T): the highest attention of every slab."""
+        return torch.from_numpy(self.attention.max(axis=(1, 2)))[None]
+
 
 class Scorer:
     """Slabs and studies through the networks of some rows; equal first stages run once."""
@@ -171,7 +185,8 @@ class Scorer:
                         self._second[row.stage2], encoded.features, encoded.logits
                     )
                 else:
-                    whole = reading.alone(encoded.logits)
+                    slabs = encoded.peaks if row.peak else encoded.logits
+                    whole = reading.alone(slabs)
                     self._look(pair, study, encoded.attention, scores)
                 scores.study.add(
                     float(torch.sigmoid(whole)), pair.seed, truth=study.record.positive

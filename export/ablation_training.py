@@ -7,6 +7,7 @@ What is finished is not done again, what was stopped is taken up. In the folder 
     seed1/features-A/   those features, until everything that reads them is done
     seed1/A.json        what stage 1 by itself says of validation and test pairs
     seed1/A+B.json      what both stages say of them
+    seed1/A@peak.json   what the highest attention of stage 1 says of them
 """
 
 import hashlib
@@ -54,19 +55,28 @@ class RowSettings(Settings):
         name: Of the line.
         stage1: File with its settings, in the folder of the ablation's own.
         stage2: The same; ``None``: stage 1 by itself.
+        peak: Stage 1 by itself is read by its highest attention, not by its probability.
         paper: The paper's own numbers: level to measure to value.
     """
 
     name: str
     stage1: str
     stage2: str | None = None
+    peak: bool = False
     paper: dict[Level, dict[str, float]] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Names its files."""
         parts = [self.stage1] if self.stage2 is None else [self.stage1, self.stage2]
-        return "+".join(Path(part).stem for part in parts)
+        return "+".join(Path(part).stem for part in parts) + "@peak" * self.peak
+
+    @model_validator(mode="after")
+    def _by_itself(self) -> "RowSettings":
+        if self.peak and self.stage2 is not None:
+            message = f"row {self.name!r}: peak is of stage 1 by itself, and it has a stage2"
+            raise ValueError(message)
+        return self
 
 
 class EffectSettings(Settings):
@@ -292,7 +302,7 @@ class Ablation:
             stage2 = self._stage2(row, row.stage2, seed, stage1, stop) if row.stage2 else None
             if row.stage2 and stage2 is None:
                 return False
-            checkpoints.append(Row(row.name, stage1, stage2))
+            checkpoints.append(Row(row.name, stage1, stage2, row.peak))
         if not self._score(rows, checkpoints, seed, yardstick, stop):
             return False
         shutil.rmtree(self._features(rows[0], seed), ignore_errors=True)

@@ -24,7 +24,7 @@ from export.ablation_table import (
     row_summary,
     verdict_of,
 )
-from export.ablation_training import AblationSettings
+from export.ablation_training import AblationSettings, RowSettings
 from export.bundle import load_trained
 from export.datasets.augment import slab_of
 from export.datasets.store import StudyRecord, open_pairs, write_study
@@ -150,11 +150,15 @@ def test_rows_of_shi_are_scored_by_the_maximum_and_by_both_stages(
     checkpoints: list[Path], store: Path, data_settings: DataSettings
 ) -> None:
     stage2, stage1 = checkpoints
-    rows = [Row("maximum", stage1, None), Row("stage 2", stage1, stage2)]
+    rows = [
+        Row("maximum", stage1, None),
+        Row("stage 2", stage1, stage2),
+        Row("highest attention", stage1, None, peak=True),
+    ]
     pairs = open_pairs(store, first_seed=10, pairs=1)
     found = score(Scorer(rows, data_settings, threads=1), {"x": pairs}, Console(quiet=True))
     assert found is not None
-    alone, both = (sets["x"] for sets in found)
+    alone, both, peak = (sets["x"] for sets in found)
     assert not both.slab.truth  # it says nothing of slabs
     assert sum(alone.slab.truth) == len(alone.hits) == len(alone.controls) > 0
     study, network = pairs[0].positive, load_stage1(stage1, data_settings)
@@ -172,6 +176,10 @@ def test_rows_of_shi_are_scored_by_the_maximum_and_by_both_stages(
     expected = [float(torch.sigmoid(outputs.stage1_logit.max())), 1 / (1 + np.exp(-logit))]
     said = [alone.study.probabilities[0], both.study.probabilities[0]]
     assert said == pytest.approx(expected, abs=2e-3)
+    highest = float(torch.sigmoid(outputs.attention.max()))
+    assert peak.study.probabilities[0] == pytest.approx(highest, abs=2e-3)
+    assert peak.study.probabilities[0] != said[0]  # untrained networks say nearly the same
+    assert (peak.slab.truth, peak.hits) == (alone.slab.truth, alone.hits)
 
 
 def test_numbers_at_a_threshold() -> None:
@@ -277,6 +285,12 @@ def test_rows_are_parsed() -> None:
     for wrong in ("a.pt", "x=", "x=a,b,c", "=a.pt"):
         with pytest.raises(InputError, match="expected NAME=STAGE1"):
             Row.parse(wrong)
+
+
+def test_peaks_are_of_stage_1_by_itself() -> None:
+    assert RowSettings(name="a", stage1="A.toml", peak=True).key == "A@peak"
+    with pytest.raises(ValidationError, match="row 'a': peak is of stage 1 by itself"):
+        RowSettings(name="a", stage1="A.toml", stage2="B.toml", peak=True)
 
 
 @pytest.mark.parametrize(
