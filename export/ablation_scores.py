@@ -53,6 +53,19 @@ class Row:
     stage2: Path | None
     peak: bool = False
 
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            InputError: A peak is asked for beside a stage 2.
+        """
+        if self.peak and self.stage2 is not None:
+            raise InputError(
+                f"row {self.name!r} is of the highest attention of stage 1 by itself, and stage 2 "
+                f"{str(self.stage2)!r} was given: leave it out",
+                code=Code.INVALID_ARGUMENT,
+            )
+
     @classmethod
     def parse(cls, text: str) -> "Row":
         """``NAME=STAGE1`` or ``NAME=STAGE1,STAGE2``.

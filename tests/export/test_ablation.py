@@ -1,5 +1,6 @@
 """Ablations: what is read of both systems, numbers at thresholds, effects and their words."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,8 @@ def test_peaks_are_of_stage_1_by_itself() -> None:
     assert RowSettings(name="a", stage1="A.toml", peak=True).key == "A@peak"
     with pytest.raises(ValidationError, match="row 'a': peak is of stage 1 by itself"):
         RowSettings(name="a", stage1="A.toml", stage2="B.toml", peak=True)
+    with pytest.raises(InputError, match=r"stage 2 'b\.pt' was given: leave it out"):
+        dataclasses.replace(Row.parse("a=a.pt,b.pt"), peak=True)
 
 
 @pytest.mark.parametrize(
